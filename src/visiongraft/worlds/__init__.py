@@ -1,0 +1,1 @@
+"""Procedural and bundled data for the small-scale studies."""
