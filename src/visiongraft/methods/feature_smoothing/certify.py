@@ -11,10 +11,11 @@ from scipy.special import ndtri
 from torch import Tensor
 
 import visiongraft
+from visiongraft.media.images import check_unit_range
 
-from .bounds import BOUNDS, Bound, certified_radius, cosine_bound, deployed_bound, score_for_radius
-from .confidence import BettingTest, Confidence, check_sample_count, clopper_pearson, lower_bound, minimum_samples
-from .smoothing import SmoothedEncoder, unit
+from visiongraft.methods.feature_smoothing.bounds import BOUNDS, Bound, certified_radius, cosine_bound, deployed_bound, score_for_radius
+from visiongraft.methods.feature_smoothing.confidence import BettingTest, Confidence, check_sample_count, clopper_pearson, lower_bound, minimum_samples
+from visiongraft.methods.feature_smoothing.smoothing import SmoothedEncoder, unit
 
 DISCLAIMER = (
     "The certificate is about features within an l2 ball around the tensor the encoder receives (after resizing and cropping), "
@@ -210,7 +211,7 @@ def sample_scores(
     seed: int = 0,
 ) -> Scores:
     """Draws the scores of one image, in chunks; stops early when ``config.stop_radius`` is decided. See :func:`certify`."""
-    _check_pixels(image)
+    check_unit_range(image)
     if classes is not None and len(classes) < 2:
         raise ValueError(f"A prediction certificate needs at least 2 classes; got {len(classes)}.")
     batch = image.unsqueeze(0)
@@ -304,17 +305,6 @@ def _stopping_test(config: CertificateConfig, sigma: float, parts: int) -> Betti
 def _score(bound: Bound, reference: float, smoothed: float) -> float:
     """The score a bound is about: ``smoothed`` compares two smoothed features, the others start from the clean one."""
     return float(smoothed if bound == "smoothed" else reference)
-
-
-def _check_pixels(image: Tensor) -> None:
-    if not torch.is_floating_point(image):
-        raise ValueError(f"The image must be floating point in [0, 1]; got {image.dtype}. Divide 8-bit pixels by 255.")
-    if not torch.isfinite(image).all():
-        raise ValueError("The image contains NaN or infinite pixels.")
-    low, high = float(image.min()), float(image.max())
-    if low < -0.01 or high > 1.01:
-        hint = "divide by 255" if high > 2 else "undo the encoder's normalisation"
-        raise ValueError(f"Pixels must lie in [0, 1] but reach {low:.3f} and {high:.3f}; {hint} first.")
 
 
 def _selection(

@@ -18,6 +18,7 @@ from visiongraft.methods.feature_smoothing.towers import (
     pooling_of,
 )
 
+SMALL_ENCODER = Path(__file__).parent / "weights" / "clip"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -195,7 +196,7 @@ def load_encoder(
     Args:
         name: ``small`` (bundled), a folder with ``config.json`` and safetensors, or a hub id such as
             ``openai/clip-vit-base-patch32``.
-        layer, drop_cls, image_size: see :meth:`Encoder.from_transformers`; not for ``small``.
+        layer, drop_cls, image_size: see :meth:`Encoder.from_transformers`.
         mean, std: normalisation, where the folder has no ``preprocessor_config.json``.
         dtype: of the weights; ``None`` keeps the stored one.
         device: where the encoder runs.
@@ -204,10 +205,7 @@ def load_encoder(
         FileNotFoundError: no such folder or hub model.
         ValueError: pickled weights only, damaged weights, or a model without a known vision tower.
     """
-    if name == "small":
-        from visiongraft.methods.feature_smoothing.small import load_small_encoder
-
-        return load_small_encoder().to(device)
+    name = str(SMALL_ENCODER) if name == "small" else name
     folder = Path(name)
     if folder.is_dir():
         _check_folder(folder)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from visiongraft.media.images import center_square, read_image, resize
 
-from .encoders import Encoder, check_batch_independent, load_encoder
-from .smoothing import SmoothedEncoder, SmoothingConfig, unit
+from visiongraft.methods.feature_smoothing.encoders import Encoder, check_batch_independent, load_encoder
+from visiongraft.methods.feature_smoothing.smoothing import SmoothedEncoder, SmoothingConfig, unit
 
 WEIGHTS = Path(__file__).parent / "weights"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -46,8 +46,8 @@ def load_smoothed(choice: EncoderConfig, smoothing: SmoothingConfig) -> Smoothed
     device, dtype = torch.device(choice.device), DTYPES[choice.dtype]
     encoder = load_encoder(choice.encoder, dtype=dtype, device=device)
     small = choice.encoder == "small"
-    purifier = _part(choice.purifier, "purifier", small)
-    mapper = _part(choice.mapper, "mapper", small)
+    purifier = load_part(choice.purifier, "purifier", small)
+    mapper = load_part(choice.mapper, "mapper", small)
     for part in (purifier, mapper):
         if part is not None:
             part.to(device=device, dtype=dtype)
@@ -57,8 +57,13 @@ def load_smoothed(choice: EncoderConfig, smoothing: SmoothingConfig) -> Smoothed
     return SmoothedEncoder(encoder, smoothing, purifier, mapper)
 
 
-def _part(choice: str | None, kind: Literal["purifier", "mapper"], small: bool) -> nn.Module | None:
-    from .released import load
+def load_part(choice: str | None, kind: Literal["purifier", "mapper"], small: bool) -> nn.Module | None:
+    """A purifier or mapper by choice: ``none``, ``bundled``, a folder or file; ``None`` is bundled for the small encoder, else none.
+
+    Raises:
+        ValueError: the bundled part for another encoder, or weights that are refused; FileNotFoundError: no such file.
+    """
+    from visiongraft.methods.feature_smoothing.released import load
 
     choice = choice or ("bundled" if small else "none")
     if choice == "none":

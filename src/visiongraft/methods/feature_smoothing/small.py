@@ -5,6 +5,8 @@ the small scale takes the same code path as a released model.
 """
 
 import json
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,12 +21,15 @@ from torch.utils.data import Dataset
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
 from visiongraft.media.files import atomic_write
-from visiongraft.training import Optimizer, Recipe
+from visiongraft.methods.feature_smoothing.encoders import load_encoder
+from visiongraft.methods.feature_smoothing.mapper import SmoothnessMapper
+from visiongraft.methods.feature_smoothing.recipe import MapperRecipe, PurifierRecipe
+from visiongraft.methods.feature_smoothing.unet_purifier import UNetPurifier
+from visiongraft.training import Optimizer, Recipe, TrainerConfig, train
 from visiongraft.worlds.captioned import CLASS_PROMPTS, CaptionedImages, held_out_images, training_images
 from visiongraft.worlds.shapes import COLOURS
 
-WEIGHTS = Path(__file__).parent / "weights"
-IMAGE_SIZE, PATCH = 32, 4
+IMAGE_SIZE, PATCH = 32, 8
 _MEAN, _STD = (0.45, 0.4, 0.38), (0.3, 0.3, 0.3)
 _SPECIAL = {"pad_token": "<pad>", "bos_token": "<start>", "unk_token": "<unknown>", "eos_token": "<end>"}
 
@@ -41,15 +46,15 @@ def small_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def small_clip(tokenizer: PreTrainedTokenizerFast, seed: int) -> CLIPModel:
-    """An untrained CLIP: 64 patch tokens of width 96, three layers; a two-layer text tower; 64-dimensional embeddings."""
+    """An untrained CLIP: 16 patch tokens of width 128, three layers; a two-layer text tower; 64-dimensional embeddings."""
     config = CLIPConfig(
         vision_config={
             "image_size": IMAGE_SIZE,
             "patch_size": PATCH,
-            "hidden_size": 96,
-            "intermediate_size": 288,
+            "hidden_size": 128,
+            "intermediate_size": 384,
             "num_hidden_layers": 3,
-            "num_attention_heads": 3,
+            "num_attention_heads": 4,
         },
         text_config={
             "vocab_size": len(tokenizer),
@@ -170,3 +175,51 @@ class ClipRecipe(Recipe):
             logits = clip(pixel_values=pixels, **prompts).logits_per_image
         clip.train()
         return {"zero_shot_accuracy": float((logits.argmax(1) == data.labels).float().mean())}
+
+
+@dataclass(kw_only=True)
+class SmallBudget:
+    """Training steps of the small encoder, its purifier and its mapper."""
+
+    encoder: int = 1500
+    purifier: int = 600
+    mapper: int = 400
+    batch_size: int = 128
+
+
+def train_small(folder: Path, budget: SmallBudget, seed: int) -> dict[str, float]:
+    """Trains encoder, purifier and mapper of one seed into ``folder`` (clip, purifier, mapper); continues where it stopped.
+
+    Returns:
+        Wall seconds of each part, and the encoder's zero-shot accuracy on held-out images.
+    """
+    started = time.monotonic()
+    encoder_recipe = ClipRecipe(seed)
+    common = {"seed": seed, "logger": "none", "checkpoint_every": 250, "keep_checkpoints": 1}
+    clip = train(
+        encoder_recipe,
+        TrainerConfig(output=folder / "runs" / "encoder", steps=budget.encoder, batch_size=budget.batch_size, **common),
+    )["clip"]
+    accuracy = encoder_recipe.validate({"clip": clip})["zero_shot_accuracy"]
+    save_clip(clip, encoder_recipe.tokenizer, folder / "clip")
+    seconds = {"encoder": time.monotonic() - started}
+
+    images, encoder = training_images(seed), load_encoder(str(folder / "clip"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        purifier = UNetPurifier(widths=(32, 64, 96), blocks_per_level=1, patch_size=2)
+        mapper = SmoothnessMapper(128, num_prefix_tokens=encoder.num_prefix_tokens)
+    half = budget.batch_size // 2
+    purifier = train(
+        PurifierRecipe(encoder, purifier, images, learning_rate=2e-3, warmup_steps=30),
+        TrainerConfig(output=folder / "runs" / "purifier", steps=budget.purifier, batch_size=half, **common),
+    )["purifier"]
+    purifier.save_pretrained(folder / "purifier")
+    seconds["purifier"] = time.monotonic() - started - seconds["encoder"]
+    mapper = train(
+        MapperRecipe(encoder, purifier.eval(), mapper, images, learning_rate=1e-3, warmup_steps=30),
+        TrainerConfig(output=folder / "runs" / "mapper", steps=budget.mapper, batch_size=half, **common),
+    )["mapper"]
+    mapper.save_pretrained(folder / "mapper")
+    seconds["mapper"] = time.monotonic() - started - seconds["encoder"] - seconds["purifier"]
+    return {**{f"{part}_seconds": round(value, 1) for part, value in seconds.items()}, "zero_shot_accuracy": accuracy}

@@ -1,0 +1,160 @@
+"""Reading, checking and writing images as tensors in [0, 1]."""
+
+import re
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Shaped
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torch.nn import functional as F
+
+from visiongraft.media.files import atomic_write
+
+MAX_PIXELS = 100_000_000
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"}
+
+
+def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Float[Tensor, "3 height width"]:
+    """Reads an image file as RGB, upright as its EXIF orientation says; transparency is laid on white.
+
+    Grey, palette, CMYK and 16-bit images are converted. Of an animation the first frame is read.
+
+    Args:
+        path: the file.
+        max_pixels: larger images are refused from their header, before anything is decoded.
+
+    Returns:
+        float32 in [0, 1].
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not an image, a damaged one, or more than ``max_pixels``.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no image file {path}.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
+            with Image.open(path) as image:
+                width, height = image.size
+                if width * height > max_pixels:
+                    raise ValueError(
+                        f"{path} has {width}x{height} pixels, more than the {max_pixels:,} accepted; reduce it first."
+                    )
+                return to_image_tensor(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{path} is not an image that can be read; give a PNG, JPEG, WebP, TIFF or BMP file.") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path} has more pixels than the {max_pixels:,} accepted; reduce it first.") from error
+    except (OSError, SyntaxError, EOFError) as error:
+        raise ValueError(f"{path} is damaged and cannot be decoded ({error}).") from error
+
+
+def to_image_tensor(image: Image.Image | np.ndarray | Tensor) -> Float[Tensor, "3 height width"]:
+    """One image as an RGB tensor in [0, 1].
+
+    Args:
+        image: PIL image of any mode; NumPy array (height x width, or height x width x channels; uint8, uint16 or float in
+            [0, 1]); or tensor (channels x height x width, uint8 or float in [0, 1]). Channels: 1, 3, or 4 with alpha.
+
+    Raises:
+        ValueError: another layout, NaN or infinite pixels, or floats outside [0, 1].
+    """
+    if isinstance(image, Image.Image):
+        image = _pil_to_array(image)
+    if isinstance(image, np.ndarray):
+        image = np.array(image)  # a writable copy
+        if image.dtype == np.uint16:
+            image = image.astype(np.float32) / 65535
+        pixels = torch.from_numpy(image)
+        if pixels.dim() == 2:
+            pixels = pixels.unsqueeze(-1)
+        if pixels.dim() == 3:
+            pixels = pixels.permute(2, 0, 1)
+    else:
+        pixels = image.detach()
+    if pixels.dim() != 3 or pixels.shape[0] not in (1, 3, 4) or 0 in pixels.shape:
+        raise ValueError(
+            f"An image has 1, 3 or 4 channels (arrays: height x width x channels, tensors: channels x height x width); "
+            f"got shape {tuple(image.shape)}."
+        )
+    pixels = check_unit_range(pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels)
+    if pixels.shape[0] == 4:
+        colour, alpha = pixels[:3], pixels[3:]
+        pixels = colour * alpha + (1 - alpha)
+    return pixels.expand(3, -1, -1).contiguous()
+
+
+def check_unit_range(pixels: Shaped[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """float32 pixels clipped to [0, 1], where they are within 0.01 of it.
+
+    Raises:
+        ValueError: not floating point, NaN or infinite, or farther outside [0, 1]; the message says what to do.
+    """
+    if not pixels.is_floating_point():
+        raise ValueError(f"Pixels must be uint8, or floating point in [0, 1]; got {pixels.dtype}.")
+    if not torch.isfinite(pixels).all():
+        raise ValueError("The image contains NaN or infinite pixels.")
+    low, high = float(pixels.min()), float(pixels.max())
+    if low < -0.01 or high > 1.01:
+        hint = "undo the encoder's normalisation" if low < -0.01 else "divide by 255"
+        raise ValueError(f"Pixels must lie in [0, 1] but reach {low:.3g} and {high:.3g}; {hint} first.")
+    return pixels.float().clamp(0, 1)
+
+
+def _pil_to_array(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I;16"):
+        return np.asarray(image, np.uint16)
+    if image.mode in ("I", "F"):
+        values = np.asarray(image, np.float32)
+        return values / 65535 if image.mode == "I" else values
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        return np.asarray(image.convert("RGBA"))
+    return np.asarray(image.convert("RGB"))
+
+
+def list_images(path: str | Path) -> list[Path]:
+    """The image file itself, or the image files of a folder in natural order (2 before 10).
+
+    Raises:
+        FileNotFoundError: no such file or folder, or a folder without images.
+    """
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise FileNotFoundError(f"There is no image or folder {path}.")
+    found = [file for file in path.iterdir() if file.suffix.lower() in _SUFFIXES and file.is_file()]
+    if not found:
+        raise FileNotFoundError(f"The folder {path} has no images ({', '.join(sorted(_SUFFIXES))}).")
+    return sorted(found, key=lambda file: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", file.name)])
+
+
+def save_image(image: Float[Tensor, "3 height width"], path: str | Path) -> Path:
+    """Writes an image in [0, 1] as 8-bit PNG, atomically."""
+    path = Path(path)
+    pixels = (image.detach().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    with atomic_write(path) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG")
+    return path
+
+
+def resize(image: Float[Tensor, "*batch height width"], size: tuple[int, int]) -> Float[Tensor, "*batch new_height new_width"]:
+    """Bicubic resizing with anti-aliasing, clipped to [0, 1]; unchanged if the image has the size already."""
+    if tuple(image.shape[-2:]) == size:
+        return image
+    flat = image.reshape(1, -1, *image.shape[-2:])
+    resized = F.interpolate(flat, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+    return resized.reshape(*image.shape[:-2], *size)
+
+
+def center_square(image: Float[Tensor, "*batch height width"]) -> Float[Tensor, "*batch side side"]:
+    """The middle square of an image."""
+    height, width = image.shape[-2:]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return image[..., top : top + side, left : left + side]

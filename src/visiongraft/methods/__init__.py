@@ -1,0 +1,1 @@
+"""Bases with grafts: one room a paper."""

@@ -1,0 +1,1 @@
+"""Study and Claim: a claim of a paper, measured; and the gallery page."""
