@@ -1,7 +1,7 @@
 """Speed and memory of feature smoothing, each beside its peer or limit in the same process. Prints ratios; asserts nothing.
 
-    python benchmarks/feature_smoothing.py            # CPU, the bundled small encoder
-    python benchmarks/feature_smoothing.py --real     # CLIP ViT-L/14 and the ImageNet diffusion U-Net, random weights (needs a GPU)
+python benchmarks/feature_smoothing.py            # CPU, the bundled small encoder
+python benchmarks/feature_smoothing.py --real     # CLIP ViT-L/14 and the ImageNet diffusion U-Net, random weights (needs a GPU)
 """
 
 import argparse
@@ -61,7 +61,9 @@ def wrapper_overhead(smoothed: SmoothedEncoder, image: torch.Tensor, n: int) -> 
             smoothed.encode(batch)
 
     pairs = [(seconds(lambda: sample_scores(smoothed, image, config), 1), seconds(bare, 1)) for _ in range(7)]
-    print(f"wrapper: {statistics.median(ours / base for ours, base in pairs):.3f}x the bare batched encoder (n={n}, noise and scores included)")
+    print(
+        f"wrapper: {statistics.median(ours / base for ours, base in pairs):.3f}x the bare batched encoder (n={n})"
+    )
 
 
 def bounds_share(smoothed: SmoothedEncoder, image: torch.Tensor, images: int = 1000) -> None:
@@ -107,8 +109,10 @@ def real_configuration() -> None:
         smoothed = SmoothedEncoder(encoder, SmoothingConfig(sigma=0.25, chunk_size=64), part)
         torch.cuda.reset_peak_memory_stats()
         took = seconds(lambda s=smoothed: sample_scores(s, image, CertificateConfig(n=256, n_ref=1)), 2)
-        print(f"{name}: {256 / took:.0f} samples/s, {1000 * took / 256:.1f} s an image at n=1000, "
-              f"peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB on {torch.cuda.get_device_name()}")
+        print(
+            f"{name}: {256 / took:.0f} samples/s, {1000 * took / 256:.1f} s an image at n=1000, "
+            f"peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB on {torch.cuda.get_device_name()}"
+        )
 
 
 def main() -> None:

@@ -81,7 +81,9 @@ def test_held_out_shapes_differ_from_training_and_between_seeds():
     assert torch.equal(first.pixels, held_out_images(0, digits=0, shapes=20).pixels)
 
 
-@pytest.mark.parametrize(("call", "message"), [(lambda: scanned_digits("valid", 8), "split"), (lambda: photograph("dog"), "must be one of")])
+@pytest.mark.parametrize(
+    ("call", "message"), [(lambda: scanned_digits("valid", 8), "split"), (lambda: photograph("dog"), "must be one of")]
+)
 def test_unknown_names_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -42,9 +42,7 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Float[Tensor, 
             with Image.open(path) as image:
                 width, height = image.size
                 if width * height > max_pixels:
-                    raise ValueError(
-                        f"{path} has {width}x{height} pixels, more than the {max_pixels:,} accepted; reduce it first."
-                    )
+                    raise ValueError(f"{path} has {width}x{height} pixels, more than the {max_pixels:,} accepted; reduce it first.")
                 return to_image_tensor(ImageOps.exif_transpose(image))
     except UnidentifiedImageError as error:
         raise ValueError(f"{path} is not an image that can be read; give a PNG, JPEG, WebP, TIFF or BMP file.") from error

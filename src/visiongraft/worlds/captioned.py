@@ -40,9 +40,7 @@ class CaptionedImages(Dataset):
         return self.pixels.float() / 255
 
 
-def training_images(
-    seed: int, size: int = 32, digits: int = 12_000, shapes: int = 12_000, photographs: int = 6_000
-) -> CaptionedImages:
+def training_images(seed: int, size: int = 32, digits: int = 12_000, shapes: int = 12_000, photographs: int = 6_000) -> CaptionedImages:
     """Training mixture: jittered scans of the training split, shapes (half of them captioned with colours) and photograph crops.
 
     Args:
@@ -76,16 +74,12 @@ def held_out_images(seed: int, size: int = 32, digits: int = 200, shapes: int = 
     return CaptionedImages((images * 255).round().byte(), labels, [CLASS_PROMPTS[label] for label in labels.tolist()])
 
 
-def _jitter(
-    images: Float[Tensor, "count 3 size size"], generator: torch.Generator
-) -> Float[Tensor, "count 3 size size"]:
+def _jitter(images: Float[Tensor, "count 3 size size"], generator: torch.Generator) -> Float[Tensor, "count 3 size size"]:
     """Random shift (8 %), scale (12 %) and rotation (10 degrees), black beyond the border."""
     count = len(images)
     uniform = torch.rand(count, 4, generator=generator) * 2 - 1
     angle, scale = uniform[:, 0] * math.radians(10), 1 + 0.12 * uniform[:, 1]
     cosine, sine = angle.cos() / scale, angle.sin() / scale
-    matrix = torch.stack([cosine, -sine, 0.16 * uniform[:, 2], sine, cosine, 0.16 * uniform[:, 3]], dim=1).view(
-        count, 2, 3
-    )
+    matrix = torch.stack([cosine, -sine, 0.16 * uniform[:, 2], sine, cosine, 0.16 * uniform[:, 3]], dim=1).view(count, 2, 3)
     grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, align_corners=False).clamp(0, 1)

@@ -1,6 +1,7 @@
 """Real images that come with libraries: scanned handwritten digits (scikit-learn) and photographs (scikit-image, scikit-learn)."""
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ _TEST_EVERY = 4  # every fourth scan is held out
 def _scans() -> tuple[np.ndarray, np.ndarray]:
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
+    digits: Any = load_digits()
     return digits.images.astype(np.float32) / 16, digits.target
 
 
@@ -67,9 +68,7 @@ def photograph(name: str) -> Float[Tensor, "3 height width"]:
     return torch.from_numpy(np.array(sources[name]())).permute(2, 0, 1).float() / 255
 
 
-def photograph_crops(
-    count: int, size: int, generator: torch.Generator
-) -> tuple[Float[Tensor, "count 3 size size"], Int[Tensor, " count"]]:
+def photograph_crops(count: int, size: int, generator: torch.Generator) -> tuple[Float[Tensor, "count 3 size size"], Int[Tensor, " count"]]:
     """Random square crops (60 to 100 % of the short side, half of them mirrored) of ``PHOTOGRAPHS``, resized with anti-aliasing.
 
     Returns:

@@ -26,9 +26,7 @@ def _distance(kind: Int[Tensor, " batch"], x: Tensor, y: Tensor) -> Float[Tensor
     box = torch.maximum(x.abs(), y.abs())
     upright, lying = torch.maximum(x.abs() - 0.3, y.abs() - 1.0), torch.maximum(x.abs() - 1.0, y.abs() - 0.3)
     triangle = torch.maximum(x.abs() * math.sqrt(3) / 2 + y / 2, -y) - 0.5
-    every = torch.stack(
-        [radius - 0.9, triangle, torch.minimum(upright, lying), (radius - 0.7).abs() - 0.22, upright, box - 0.75]
-    )
+    every = torch.stack([radius - 0.9, triangle, torch.minimum(upright, lying), (radius - 0.7).abs() - 0.22, upright, box - 0.75])
     return every.gather(0, kind.view(1, -1, 1, 1).expand(1, *x.shape))[0]
 
 
@@ -65,8 +63,5 @@ def coloured_shapes(
     cover = (0.5 - distance * size / 2).clamp(0, 1).unsqueeze(1)  # one pixel of anti-aliasing
     ink, ground = palette[pair[:, 0]].view(-1, 3, 1, 1), palette[pair[:, 1]].view(-1, 3, 1, 1)
     names = list(COLOURS)
-    captions = [
-        f"a {names[i]} {SHAPES[k]} on a {names[g]} ground"
-        for k, (i, g) in zip(kind.tolist(), pair.tolist(), strict=True)
-    ]
+    captions = [f"a {names[i]} {SHAPES[k]} on a {names[g]} ground" for k, (i, g) in zip(kind.tolist(), pair.tolist(), strict=True)]
     return ground + (ink - ground) * cover, kind, captions

@@ -112,21 +112,13 @@ _BUILDERS: dict[str, Callable[[], nn.Module]] = {
     "CLIPVisionModelWithProjection": lambda: transformers.CLIPVisionModelWithProjection(
         transformers.CLIPVisionConfig(**_VISION, projection_dim=8)
     ),
-    "CLIPModel": lambda: transformers.CLIPModel(
-        transformers.CLIPConfig(vision_config=_VISION, text_config=_TEXT, projection_dim=8)
-    ),
+    "CLIPModel": lambda: transformers.CLIPModel(transformers.CLIPConfig(vision_config=_VISION, text_config=_TEXT, projection_dim=8)),
     "SiglipVisionModel": lambda: transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**_VISION)),
-    "SiglipModel": lambda: transformers.SiglipModel(
-        transformers.SiglipConfig(vision_config=_VISION, text_config=_TEXT)
-    ),
+    "SiglipModel": lambda: transformers.SiglipModel(transformers.SiglipConfig(vision_config=_VISION, text_config=_TEXT)),
     "Siglip2VisionModel": lambda: transformers.Siglip2VisionModel(transformers.Siglip2VisionConfig(**_ROWS)),
-    "Siglip2Model": lambda: transformers.Siglip2Model(
-        transformers.Siglip2Config(vision_config=_ROWS, text_config=_TEXT)
-    ),
+    "Siglip2Model": lambda: transformers.Siglip2Model(transformers.Siglip2Config(vision_config=_ROWS, text_config=_TEXT)),
     "Dinov2Model": lambda: transformers.Dinov2Model(
-        transformers.Dinov2Config(
-            hidden_size=16, num_hidden_layers=3, num_attention_heads=2, image_size=16, patch_size=4, mlp_ratio=2
-        )
+        transformers.Dinov2Config(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, image_size=16, patch_size=4, mlp_ratio=2)
     ),
     "Dinov2WithRegistersModel": lambda: transformers.Dinov2WithRegistersModel(
         transformers.Dinov2WithRegistersConfig(
@@ -140,9 +132,7 @@ _BUILDERS: dict[str, Callable[[], nn.Module]] = {
         vision_feature_select_strategy="full",
     ),
     "LlavaPixtral": lambda: _llava(transformers.PixtralVisionConfig(**_VISION)),
-    "LlavaNext": lambda: _llava_crops(
-        "LlavaNext", transformers.CLIPVisionConfig(**_VISION), transformers.LlamaConfig(**_LANGUAGE)
-    ),
+    "LlavaNext": lambda: _llava_crops("LlavaNext", transformers.CLIPVisionConfig(**_VISION), transformers.LlamaConfig(**_LANGUAGE)),
     "LlavaOnevision": lambda: _llava_crops(
         "LlavaOnevision", transformers.SiglipVisionConfig(**_VISION), transformers.Qwen2Config(**_LANGUAGE)
     ),

@@ -208,16 +208,12 @@ class Shift(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.linspace(-1, 1, 16))
 
-    def forward(
-        self, tokens: torch.Tensor, sigma: torch.Tensor, grid_size: tuple[int, int] | None = None
-    ) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, sigma: torch.Tensor, grid_size: tuple[int, int] | None = None) -> torch.Tensor:
         self.shape, self.grid = tuple(tokens.shape), grid_size
         return self.weight * sigma[:, None, None] + 0.1 * tokens.roll(1, -1)
 
 
-@pytest.mark.parametrize(
-    "name", ["CLIPModel", "SiglipModel", "Siglip2Model", "Dinov2Model", "CLIPVisionModelWithProjection"]
-)
+@pytest.mark.parametrize("name", ["CLIPModel", "SiglipModel", "Siglip2Model", "Dinov2Model", "CLIPVisionModelWithProjection"])
 def test_purifier_and_mapper_act_as_in_the_smoothed_encoder(tiny_model, name):
     model = tiny_model(name)
     encoder = Encoder.from_transformers(model, MEAN, STD)
@@ -493,9 +489,7 @@ def test_models_whose_input_is_not_one_image_are_refused_with_the_reason(tiny_mo
     for way in (None, path):
         with pytest.raises(NotImplementedError, match=f"{reason}.*Smooth at image level instead"):
             put(model, path=way)
-    if not name.startswith(
-        ("LlavaNext", "LlavaOne")
-    ):  # these two have an ordinary tower; the model around it cuts crops
+    if not name.startswith(("LlavaNext", "LlavaOne")):  # these two have an ordinary tower; the model around it cuts crops
         with pytest.raises(NotImplementedError, match=reason):
             put(model.get_submodule(path))
 

@@ -47,7 +47,7 @@ def encoder():
 def best_linear_change(weights, image, eps):
     """max <w, d> over ||d|| <= eps and image + d in [0, 1], in float64: d = clamp(s w), s by bisection on the norm."""
     w, x = weights.double().numpy().ravel(), image.double().numpy().ravel()
-    at = lambda log_scale: np.clip(np.exp(log_scale) * w, -x, 1 - x)  # noqa: E731
+    at = lambda log_scale: np.clip(np.exp(log_scale) * w, -x, 1 - x)
     return w @ at(brentq(lambda log_scale: np.linalg.norm(at(log_scale)) - eps, -40, 40))
 
 
@@ -93,9 +93,7 @@ def test_apgd_with_default_step_beats_pgd_with_default_step_on_a_linear_score():
 def test_quadratic_score_ends_at_the_projection_of_its_optimum(attack, distance, reached):
     images = grey_images()
     away = distance * ascent_direction(torch.randn(images.shape, generator=seeded(5)), "l2")
-    result = attack(
-        lambda x: -(x - images - away).flatten(1).norm(dim=1), images, AttackConfig(eps=0.3, steps=80), seeded()
-    )
+    result = attack(lambda x: -(x - images - away).flatten(1).norm(dim=1), images, AttackConfig(eps=0.3, steps=80), seeded())
     step_size = 2.5 * 0.3 / 80  # the resolution of a fixed step
     tolerance = step_size if attack is pgd else 2e-3
     torch.testing.assert_close(-result.scores, torch.full((3,), reached), atol=tolerance, rtol=0)
@@ -103,7 +101,7 @@ def test_quadratic_score_ends_at_the_projection_of_its_optimum(attack, distance,
 
 def test_apgd_resolves_an_optimum_far_finer_than_its_first_step():
     images = grey_images()
-    objective = lambda x: -(x - images - 0.02).abs().flatten(1).sum(1)  # noqa: E731
+    objective = lambda x: -(x - images - 0.02).abs().flatten(1).sum(1)
     start = random_start(images, 0.1, "linf", seeded())
     config = AttackConfig(norm="linf", eps=0.1, steps=100, restarts=1, step_size=0.07)
     best, _, _ = ascend(objective, images, start, config)
@@ -141,9 +139,7 @@ def test_attack_of_an_image_does_not_depend_on_its_batch_mates(attack):
     weights = torch.randn(64, generator=seeded(11), dtype=torch.float64)
     config = AttackConfig(norm="linf", eps=0.1, steps=12, restarts=1)
     # The generator's first numbers, hence the same random start, go to the first image in both batches.
-    together, alone = (
-        attack(lambda x: torch.tanh(net(x)) @ weights, batch, config, seeded()) for batch in (images, images[:1])
-    )
+    together, alone = (attack(lambda x: torch.tanh(net(x)) @ weights, batch, config, seeded()) for batch in (images, images[:1]))
     torch.testing.assert_close(together.history[:, :, :1], alone.history)
     torch.testing.assert_close(together.images[:1], alone.images)
 
@@ -203,7 +199,7 @@ def test_attack_never_returns_less_than_the_clean_image_scores(attack):
 
 def test_reported_scores_are_drawn_after_the_choice():
     images, generator = torch.full((2000, 1, 1, 1), 0.5), seeded()
-    pure_noise = lambda x: torch.randn(len(x), generator=generator) + 0 * x.sum((1, 2, 3))  # noqa: E731
+    pure_noise = lambda x: torch.randn(len(x), generator=generator) + 0 * x.sum((1, 2, 3))
     result = pgd(pure_noise, images, AttackConfig(steps=2, restarts=5), seeded(1), evaluate=pure_noise)
     assert abs(float(result.scores.mean())) < 0.1  # a maximum over 11 draws would be 1.6
 
@@ -246,8 +242,8 @@ def test_step_is_halved_for_too_few_improvements_or_for_a_stalled_best():
 
 def apgd_by_the_book(objective, image, start, eps, steps):
     """Algorithm 1 of arXiv 2003.01690 for one image in l-infinity, as it is printed; the scores of its iterates."""
-    clip = lambda moved: torch.minimum(torch.maximum(moved, image - eps), image + eps).clamp(0, 1)  # noqa: E731
-    gradient = lambda at: score_and_gradient(objective, at)[1]  # noqa: E731
+    clip = lambda moved: torch.minimum(torch.maximum(moved, image - eps), image + eps).clamp(0, 1)
+    gradient = lambda at: score_and_gradient(objective, at)[1]
     x, eta, checkpoints = [start], 2 * eps, apgd_checkpoints(steps)
     scores, risen, halved = [float(objective(start))], [], False
     best, best_score = start, scores[0]
@@ -271,7 +267,7 @@ def apgd_by_the_book(objective, image, start, eps, steps):
 def test_apgd_takes_the_steps_of_the_published_algorithm(seed):
     images = torch.rand(3, 3, 4, 4, generator=seeded(seed), dtype=torch.float64)
     weights = torch.randn(48, 5, generator=seeded(seed + 1), dtype=torch.float64)
-    objective = lambda x: torch.sin(4 * x.flatten(1) @ weights).sum(1)  # noqa: E731
+    objective = lambda x: torch.sin(4 * x.flatten(1) @ weights).sum(1)
     config = AttackConfig(norm="linf", eps=0.2, steps=40, restarts=1)
     history = apgd(objective, images, config, seeded(seed)).history[0]
     starts = random_start(images, 0.2, "linf", seeded(seed))

@@ -58,12 +58,10 @@ def test_smoothed_bound_holds_and_is_nearly_tight_on_a_rotating_encoder(eps):
 def test_reference_bound_holds_for_a_two_level_encoder_by_numerical_integration():
     # a 1-D encoder that turns by an angle beyond a threshold: g is integrated numerically at x and x'
     sigma, angle = 0.3, 1.9
-    encoder = lambda x: np.array([np.where(x < 0.35, 1.0, math.cos(angle)), np.where(x < 0.35, 0.0, math.sin(angle))])  # noqa: E731
+    encoder = lambda x: np.array([np.where(x < 0.35, 1.0, math.cos(angle)), np.where(x < 0.35, 0.0, math.sin(angle))])
 
     def smoothed_feature(x):
-        return np.array(
-            [quad(lambda y, i=i: encoder(y)[i] * norm.pdf(y, x, sigma), -3, 3, points=[0.35])[0] for i in (0, 1)]
-        )
+        return np.array([quad(lambda y, i=i: encoder(y)[i] * norm.pdf(y, x, sigma), -3, 3, points=[0.35])[0] for i in (0, 1)])
 
     u, g = np.array([1.0, 0.0]), smoothed_feature(0.0)
     score = (1 + u @ g) / 2

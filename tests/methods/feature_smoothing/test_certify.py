@@ -111,9 +111,7 @@ def test_per_token_mode_reports_the_worst_token_at_a_bonferroni_level(image):
     class TwoTokens(nn.Module):
         def forward(self, images):
             noisy = images.flatten(1).mean(1, keepdim=True) * 60
-            return torch.stack(
-                [torch.cat([noisy.cos(), noisy.sin()], 1), torch.tensor([[1.0, 0.0]]).expand(len(images), 2)], 1
-            )
+            return torch.stack([torch.cat([noisy.cos(), noisy.sin()], 1), torch.tensor([[1.0, 0.0]]).expand(len(images), 2)], 1)
 
     smoothed = SmoothedEncoder(TwoTokens(), SmoothingConfig(sigma=SIGMA, token_mode="per_token", chunk_size=500))
     certificate = certify(smoothed, image, CertificateConfig(n=2000))
@@ -137,9 +135,7 @@ def test_prediction_radius_of_a_half_space_is_the_distance_to_the_plane(image):
 def test_an_undecided_prediction_is_an_abstention(image):
     smoothed = half_space(image, 0.0)
     smoothed.config.token_mode = "pooled"
-    prediction = certify(
-        smoothed, image, CertificateConfig(n=300), classes=torch.tensor([[0.6, 0.8], [-0.6, -0.8]])
-    ).prediction
+    prediction = certify(smoothed, image, CertificateConfig(n=300), classes=torch.tensor([[0.6, 0.8], [-0.6, -0.8]])).prediction
     assert prediction.margin_radius == prediction.vote_radius == prediction.fcsb_radius == 0
 
 

@@ -60,9 +60,7 @@ def test_betting_is_the_tightest_on_concentrated_scores():
 def test_bounds_do_not_depend_on_the_order_of_samples():
     scores = np.random.default_rng(4).random(200)
     for method in METHODS:
-        assert lower_bound(scores, 1e-3, method)[0] == pytest.approx(
-            lower_bound(scores[::-1], 1e-3, method)[0], abs=1e-12
-        )
+        assert lower_bound(scores, 1e-3, method)[0] == pytest.approx(lower_bound(scores[::-1], 1e-3, method)[0], abs=1e-12)
 
 
 @pytest.mark.parametrize("n", [8, 32, 1000])

@@ -199,9 +199,7 @@ def test_explicit_normalisation_wins_over_the_folders(tiny_model, tmp_path):
 
 
 def test_normalisation_is_read_from_either_processor_file(tmp_path):
-    (tmp_path / "processor_config.json").write_text(
-        json.dumps({"image_processor": {"image_mean": MEAN, "image_std": STD}})
-    )
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": {"image_mean": MEAN, "image_std": STD}}))
     assert read_normalisation(str(tmp_path)) == (MEAN, STD)
     (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": {"do_normalize": False}}))
     assert read_normalisation(str(tmp_path)) == ((0.0,), (1.0,))
@@ -237,9 +235,7 @@ def test_damaged_and_incomplete_weights_are_named(tiny_model, tmp_path):
 
 
 def test_model_without_a_vision_tower_is_refused(tmp_path):
-    config = transformers.LlamaConfig(
-        vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
-    )
+    config = transformers.LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
     transformers.LlamaModel(config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="No vision tower is known for LlamaModel"):
         load_encoder(str(tmp_path))

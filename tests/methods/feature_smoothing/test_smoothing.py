@@ -69,10 +69,7 @@ def test_smoothed_feature_of_a_rotating_encoder_equals_its_closed_form(images):
 
 
 def test_chunks_do_not_change_the_result(images):
-    results = [
-        SmoothedEncoder(Tokens(), SmoothingConfig(chunk_size=size)).mean_feature(images[:1], 12, seeded(3))
-        for size in (1, 5, 64)
-    ]
+    results = [SmoothedEncoder(Tokens(), SmoothingConfig(chunk_size=size)).mean_feature(images[:1], 12, seeded(3)) for size in (1, 5, 64)]
     assert torch.allclose(results[0], results[1], atol=1e-6)
     assert torch.allclose(results[0], results[2], atol=1e-6)
 
@@ -114,8 +111,8 @@ def test_restored_norm_is_the_mean_norm_and_leaves_directions_alone(images):
 
 
 def test_purifier_runs_before_and_mapper_after_the_encoder(images):
-    purifier = lambda noisy, sigma: noisy * 0 + sigma.view(-1, 1, 1, 1) + 0.9  # noqa: E731
-    mapper = lambda tokens, sigma: -tokens + 2.0  # noqa: E731
+    purifier = lambda noisy, sigma: noisy * 0 + sigma.view(-1, 1, 1, 1) + 0.9
+    mapper = lambda tokens, sigma: -tokens + 2.0
     smoothed = SmoothedEncoder(Tokens(), SmoothingConfig(sigma=0.25))
     smoothed.purifier, smoothed.mapper = purifier, None
     expected = Tokens()(torch.ones(2, 3, 8, 8))  # 1.15 clamped to 1

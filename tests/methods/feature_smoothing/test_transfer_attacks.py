@@ -112,9 +112,7 @@ def test_attack_vlm_first_step_is_the_sign_of_the_cosine_gradient_from_the_clean
     images = images * 0.9 + 0.05
     encoder = surrogate()
     reference = encoder.readout(encoder(targets)).detach()
-    _, gradient = score_and_gradient(
-        lambda x: F.cosine_similarity(encoder.readout(encoder(x)), reference, dim=-1), images
-    )
+    _, gradient = score_and_gradient(lambda x: F.cosine_similarity(encoder.readout(encoder(x)), reference, dim=-1), images)
     result = attack_vlm([encoder], images, targets, TransferConfig(steps=1))
     torch.testing.assert_close(result.images, images + gradient.sign() / 255)
     torch.testing.assert_close(result.history[0, 0], cosine_to_target(encoder, images, targets))

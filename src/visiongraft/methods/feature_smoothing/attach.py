@@ -86,9 +86,7 @@ def attach(
     if mean is None or std is None:
         mean, std = read_normalisation(getattr(getattr(model, "config", None), "_name_or_path", ""))
     if feature is None and mapper is not None and found.layer is None:
-        raise ValueError(
-            "This model reads several layers of its tower; say which one the mapper acts on with feature=…."
-        )
+        raise ValueError("This model reads several layers of its tower; say which one the mapper acts on with feature=….")
     tower = SmoothedVisionTower(
         found.module,
         smoother,
@@ -126,8 +124,7 @@ def _require_attachable(model: nn.Module, found: Tower) -> None:
         raise ValueError("The model is compiled; attach first, then torch.compile.")
     if any(parameter.is_meta for parameter in tower.parameters()):
         raise ValueError(
-            f"The weights of {name} are offloaded (meta device); keep the vision tower on a device in device_map, "
-            "then attach."
+            f"The weights of {name} are offloaded (meta device); keep the vision tower on a device in device_map, then attach."
         )
 
 
@@ -154,9 +151,7 @@ def _swap_in(model: nn.Module, found: Tower, tower: SmoothedVisionTower, undo: E
 
 def _refuse_saving(model: nn.Module, found: Tower, tower: SmoothedVisionTower, undo: ExitStack) -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
-        raise RuntimeError(
-            "This model's vision tower is smoothed; call detach(model) or handle.remove() before saving it."
-        )
+        raise RuntimeError("This model's vision tower is smoothed; call detach(model) or handle.remove() before saving it.")
 
     undo.callback((tower if found.path else found.module).register_state_dict_pre_hook(refuse).remove)
     for module in _modules_along(model, found.path.rpartition(".")[0]):

@@ -48,9 +48,7 @@ class AttackConfig:
         if not (math.isfinite(self.eps) and self.eps >= 0):
             raise ValueError(f"eps must be a finite, non-negative radius in pixel units of [0, 1]; got {self.eps}.")
         if self.step_size is not None and not (math.isfinite(self.step_size) and self.step_size > 0):
-            raise ValueError(
-                f"step_size must be positive and finite, or left out for the default; got {self.step_size}."
-            )
+            raise ValueError(f"step_size must be positive and finite, or left out for the default; got {self.step_size}.")
         for name in ("steps", "restarts", "eot_repeats"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
@@ -140,9 +138,7 @@ def eot_cosine_objective(
     def objective(images: Tensor) -> Tensor:
         mean_features = features(images, samples)
         if mean_features.shape != reference.shape:
-            raise ValueError(
-                f"features must have the reference's shape {tuple(reference.shape)}; got {tuple(mean_features.shape)}."
-            )
+            raise ValueError(f"features must have the reference's shape {tuple(reference.shape)}; got {tuple(mean_features.shape)}.")
         return sign * F.cosine_similarity(mean_features, reference, dim=-1).reshape(len(images), -1).mean(1)
 
     return objective
@@ -177,13 +173,9 @@ def score_and_gradient(
             # Gradients of the images alone: backward() would also leave gradients in the parameters.
             found = torch.autograd.grad(score.sum(), leaf, allow_unused=True)[0] if score.requires_grad else None
         if found is None:
-            raise ValueError(
-                "The objective has no gradient with respect to the images; remove detach() and no_grad() from it."
-            )
+            raise ValueError("The objective has no gradient with respect to the images; remove detach() and no_grad() from it.")
         if not torch.isfinite(found).all():
-            raise ValueError(
-                "The objective has a NaN or infinite gradient; look for sqrt(0) or 0/0 in it, or for float16."
-            )
+            raise ValueError("The objective has a NaN or infinite gradient; look for sqrt(0) or 0/0 in it, or for float16.")
         scores += score.detach() / repeats
         gradient += found / repeats
     return scores, gradient
@@ -277,10 +269,7 @@ def _best_of_restarts(
         if evaluate is not None:
             return _checked_scores(evaluate(candidates), candidates)
         repeats = EVALUATION_REPEATS * config.eot_repeats
-        return (
-            sum((_checked_scores(objective(candidates), candidates) for _ in range(repeats)), images.new_zeros(()))
-            / repeats
-        )
+        return sum((_checked_scores(objective(candidates), candidates) for _ in range(repeats)), images.new_zeros(())) / repeats
 
     best, best_score, histories = images, judge(images), []
     for _ in range(config.restarts):
@@ -295,9 +284,7 @@ def _best_of_restarts(
 
 def _checked_scores(scores: Tensor, images: Tensor) -> Tensor:
     if scores.shape != (len(images),):
-        raise ValueError(
-            f"An objective must give one score an image, shape ({len(images)},); got {tuple(scores.shape)}."
-        )
+        raise ValueError(f"An objective must give one score an image, shape ({len(images)},); got {tuple(scores.shape)}.")
     if not torch.isfinite(scores).all():
         raise ValueError("The objective gave a NaN or infinite score; check the encoder's precision and the images.")
     return scores

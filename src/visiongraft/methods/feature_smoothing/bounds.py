@@ -23,9 +23,7 @@ def _checked(score: Real, ratio: Real) -> tuple[np.ndarray, np.ndarray]:
     if not (np.all(score >= 0) and np.all(score <= 1)):
         raise ValueError(f"Scores must lie in [0, 1]; got values from {np.min(score)} to {np.max(score)}.")
     if not np.all(ratio >= 0) or not np.all(np.isfinite(ratio)):
-        raise ValueError(
-            f"The l2 radius eps must be non-negative and finite, and sigma positive; got eps/sigma = {ratio}."
-        )
+        raise ValueError(f"The l2 radius eps must be non-negative and finite, and sigma positive; got eps/sigma = {ratio}.")
     return score, ratio
 
 
@@ -245,7 +243,7 @@ def _minimise(c: np.ndarray, r: np.ndarray, free_b: bool, nodes: int) -> np.ndar
                 break
         return t, b, best
 
-    t, b, best = descend(1 / np.maximum(c, 0.5), np.zeros_like(c), move_b=False)
+    t, _, best = descend(1 / np.maximum(c, 0.5), np.zeros_like(c), move_b=False)
     if free_b:
         for start in (0.0, 0.5, 0.9):
             best = np.minimum(best, descend(t, start * q * t, move_b=True)[2])

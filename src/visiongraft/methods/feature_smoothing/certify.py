@@ -12,9 +12,15 @@ from torch import Tensor
 
 import visiongraft
 from visiongraft.media.images import check_unit_range
-
 from visiongraft.methods.feature_smoothing.bounds import BOUNDS, Bound, certified_radius, cosine_bound, deployed_bound, score_for_radius
-from visiongraft.methods.feature_smoothing.confidence import BettingTest, Confidence, check_sample_count, clopper_pearson, lower_bound, minimum_samples
+from visiongraft.methods.feature_smoothing.confidence import (
+    BettingTest,
+    Confidence,
+    check_sample_count,
+    clopper_pearson,
+    lower_bound,
+    minimum_samples,
+)
 from visiongraft.methods.feature_smoothing.smoothing import SmoothedEncoder, unit
 
 DISCLAIMER = (
@@ -61,13 +67,9 @@ class CertificateConfig:
         if not 0 < self.beta < 1:
             raise ValueError(f"beta is a failure probability and must lie in (0, 1); got {self.beta}.")
         if self.method not in ("betting", "kl", "empirical_bernstein", "hoeffding"):
-            raise ValueError(
-                f"method must be betting, kl, empirical_bernstein or hoeffding for similarity scores; got {self.method!r}."
-            )
+            raise ValueError(f"method must be betting, kl, empirical_bernstein or hoeffding for similarity scores; got {self.method!r}.")
         if self.stop_radius is not None and self.method != "betting":
-            raise ValueError(
-                "stop_radius needs method=betting: only its capital may be looked at before sampling ends."
-            )
+            raise ValueError("stop_radius needs method=betting: only its capital may be looked at before sampling ends.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,14 +273,10 @@ def certificate(smoothed: SmoothedEncoder, scores: Scores, config: CertificateCo
         reference=ScoreBound(mean=float(means[0]), lower=float(reference)),
         smoothed=ScoreBound(mean=float(means[1]), lower=float(own)),
         bounds={
-            float(eps): {b: float(cosine_bound(_score(b, reference, own), eps / settings.sigma, b)) for b in BOUNDS}
-            for eps in config.eps
+            float(eps): {b: float(cosine_bound(_score(b, reference, own), eps / settings.sigma, b)) for b in BOUNDS} for eps in config.eps
         },
         radii={b: float(certified_radius(_score(b, reference, own), settings.sigma, config.tau, b)) for b in BOUNDS},
-        deployed={
-            float(eps): float(deployed_bound(reference, eps / settings.sigma, settings.n0, config.beta))
-            for eps in config.eps
-        },
+        deployed={float(eps): float(deployed_bound(reference, eps / settings.sigma, settings.n0, config.beta)) for eps in config.eps},
         prediction=_prediction(scores, settings.sigma, alpha, config, float(reference)),
         stopped_early=n < config.n,
         dtype=scores.dtype,
@@ -296,9 +294,7 @@ def _stopping_test(config: CertificateConfig, sigma: float, parts: int) -> Betti
     alpha = config.alpha / config.simultaneous / parts
     target = score_for_radius(config.stop_radius, sigma, config.tau)
     if config.n < (needed := minimum_samples(target, alpha)):
-        raise ValueError(
-            f"A radius of {config.stop_radius} at cosine {config.tau} needs n>={needed} at this alpha; got n={config.n}."
-        )
+        raise ValueError(f"A radius of {config.stop_radius} at cosine {config.tau} needs n>={needed} at this alpha; got n={config.n}.")
     return BettingTest(target, alpha, config.n)
 
 
@@ -327,28 +323,20 @@ def _class_normals(classes: Float[Tensor, "classes embedding"], label: int) -> F
     return unit(classes[label] - classes[others])
 
 
-def _prediction(
-    scores: Scores, sigma: float, alpha: float, config: CertificateConfig, reference: float
-) -> PredictionCertificate | None:
+def _prediction(scores: Scores, sigma: float, alpha: float, config: CertificateConfig, reference: float) -> PredictionCertificate | None:
     """Radii of the prediction: sigma min_k Phi^-1(S_k) over decision planes, and the majority vote's sigma Phi^-1(p)."""
     if scores.margin is None or scores.vote is None:
         return None
     margins = lower_bound(scores.margin, alpha / scores.margin.shape[1], config.method)
     # Clopper-Pearson may not be looked at before sampling ends, so a stopped run falls back on the martingale bound
-    share = (
-        clopper_pearson(scores.vote, alpha)
-        if config.stop_radius is None
-        else lower_bound(scores.vote, alpha, "betting")
-    )
+    share = clopper_pearson(scores.vote, alpha) if config.stop_radius is None else lower_bound(scores.vote, alpha, "betting")
     from_cosine: dict[Bound, float | None] = {"fcsb": None, "reference": None}
     if scores.across is not None:
         tau = float(np.sqrt(1 - min(scores.across.min(), 1.0) ** 2))
         certain = scores.across.min() > 0 and tau < 0.99
         for bound in from_cosine:
             # tau is rounded up to a hundredth, so that tables are shared between images
-            radius = (
-                certified_radius(reference, sigma, float(np.ceil(tau * 100 + 1e-9) / 100), bound) if certain else 0.0
-            )
+            radius = certified_radius(reference, sigma, float(np.ceil(tau * 100 + 1e-9) / 100), bound) if certain else 0.0
             from_cosine[bound] = max(float(radius), 0.0)
     return PredictionCertificate(
         label=scores.label,

@@ -56,9 +56,7 @@ def checked_scores(scores: np.ndarray) -> Float[np.ndarray, "samples parts"]:
     scores = np.asarray(scores, np.float64)
     scores = scores.reshape(len(scores), -1)
     if not np.isfinite(scores).all():
-        raise ValueError(
-            "Scores contain NaN or infinity; samples are never dropped, since that would bias the certificate."
-        )
+        raise ValueError("Scores contain NaN or infinity; samples are never dropped, since that would bias the certificate.")
     low, high = scores.min(), scores.max()
     if low < -_RANGE_TOLERANCE or high > 1 + _RANGE_TOLERANCE:
         norm = max(abs(2 * low - 1), abs(2 * high - 1))
@@ -142,7 +140,11 @@ def _log_wealth(scores: np.ndarray, candidate: np.ndarray) -> Float[np.ndarray, 
 
 
 def _log_capital(scores: np.ndarray, candidate: np.ndarray) -> Float[np.ndarray, "parts"]:
-    return logsumexp(_log_wealth(scores, candidate), axis=0) - math.log(len(_STAKES))
+    return _log_mean_exp(_log_wealth(scores, candidate))
+
+
+def _log_mean_exp(wealth: Float[np.ndarray, "stakes parts"]) -> Float[np.ndarray, "parts"]:
+    return np.asarray(logsumexp(wealth, axis=0)) - math.log(len(_STAKES))
 
 
 class BettingTest:
@@ -159,7 +161,7 @@ class BettingTest:
             raise ValueError(f"The target score must lie in (0, 1); got {target}.")
         self.target, self.n_max = target, n_max
         self._threshold = math.log(1 / alpha)
-        self._wealth: np.ndarray | float = 0.0
+        self._wealth = np.zeros((len(_STAKES), 1))
         self.accepted: np.ndarray = np.zeros((), bool)  # by part, once true always true
         self.n = 0
 
@@ -168,8 +170,7 @@ class BettingTest:
         scores = checked_scores(scores)
         self._wealth = self._wealth + _log_wealth(scores, np.full(scores.shape[1], self.target))
         self.n += len(scores)
-        capital = logsumexp(self._wealth, axis=0) - math.log(len(_STAKES))
-        self.accepted = np.logical_or(self.accepted, capital >= self._threshold)
+        self.accepted = np.logical_or(self.accepted, _log_mean_exp(self._wealth) >= self._threshold)
 
     @property
     def passed(self) -> bool:
@@ -180,5 +181,5 @@ class BettingTest:
     def hopeless(self) -> bool:
         """Some part could not pass any more even if every remaining score were 1."""
         best_growth = np.log((1 - _STAKES) + _STAKES / self.target)[:, None] * (self.n_max - self.n)
-        best = logsumexp(self._wealth + best_growth, axis=0) - math.log(len(_STAKES))
+        best = _log_mean_exp(self._wealth + best_growth)
         return bool(np.any(~np.logical_or(self.accepted, best >= self._threshold)))

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from visiongraft.media.images import center_square, resize
 from visiongraft.methods.feature_smoothing import figures
 from visiongraft.methods.feature_smoothing.attacks import AttackConfig, eot_cosine_objective, pgd
 from visiongraft.methods.feature_smoothing.bounds import cosine_bound
@@ -12,11 +13,10 @@ from visiongraft.methods.feature_smoothing.certify import DISCLAIMER, Certificat
 from visiongraft.methods.feature_smoothing.pipeline import WEIGHTS, EncoderConfig, ZeroShot, load_smoothed
 from visiongraft.methods.feature_smoothing.smoothing import SmoothedEncoder, SmoothingConfig, unit
 from visiongraft.studies import Figure, Report, Section, Table
-from visiongraft.media.images import center_square, resize
 from visiongraft.worlds.captioned import CLASS_PROMPTS
 from visiongraft.worlds.scans import DIGITS, photograph, scanned_digits
 
-_EPS, _SIGMA, _SAMPLES = 0.5, 0.25, 512
+_EPS, _SIGMA, _SAMPLES = 1.0, 0.5, 512
 _PHOTOGRAPHS = ("cat", "temple")
 
 
@@ -37,7 +37,7 @@ def demo(output: Path) -> Section:
     images = torch.stack([*digits[chosen], *photographs])
     truth = [f"a scanned digit {DIGITS[int(labels[i])]}" for i in chosen] + [f"a photograph of the {n}" for n in _PHOTOGRAPHS]
     attacked_bare, attacked_smoothed = (_attack(smoothed, images, defended) for defended in (False, True))
-    config = CertificateConfig(n=_SAMPLES, eps=(0.1, 0.25, _EPS))
+    config = CertificateConfig(n=_SAMPLES, eps=(0.2, 0.5, _EPS))
     certificates = [certify(smoothed, image, config, classes=head.classes) for image in images]
     strip = _strip(output / "attacks.png", smoothed, head, images, attacked_bare, attacked_smoothed, truth, certificates)
     study = Report.read(WEIGHTS / "study")
@@ -74,9 +74,9 @@ def _attack(smoothed: SmoothedEncoder, images: Tensor, defended: bool) -> Tensor
     """Untargeted attack in l2, on the bare encoder or through everything that defends it."""
     generator = torch.Generator().manual_seed(0)
     if defended:
-        features = lambda x, samples: smoothed.mean_feature(x, samples, generator)  # noqa: E731
+        features = lambda x, samples: smoothed.mean_feature(x, samples, generator)
     else:
-        features = lambda x, samples: smoothed.reference(x)  # noqa: E731
+        features = lambda x, samples: smoothed.reference(x)
     objective = eot_cosine_objective(features, smoothed.reference(images), samples=8)
     budget = AttackConfig(norm="l2", eps=_EPS, steps=20, restarts=1)
     return pgd(objective, images, budget, generator).images
@@ -140,14 +140,14 @@ def _table(truth: list[str], certificates: list[Certificate]) -> Table:
             round(c.reference.mean, 3),
             round(c.reference.lower, 3),
             *(round(max(c.radii[b], 0), 3) for b in ("fcsb", "reference", "smoothed")),
-            round(float(cosine_bound(c.reference.lower, 0.1 / c.sigma, "reference")), 3),
+            round(float(cosine_bound(c.reference.lower, 0.2 / c.sigma, "reference")), 3),
             "abstains" if c.prediction is None or c.prediction.vote_radius == 0 else f"{c.prediction.vote_radius:.3f}",
         ]
         for name, c in zip(truth, certificates, strict=True)
     ]
     return Table(
         title="Certificates of these images",
-        columns=["image", "score S", "lower bound", "radius F", "radius A", "radius B", "cosine at l2 0.1 (A)", "prediction radius (vote)"],
+        columns=["image", "score S", "lower bound", "radius F", "radius A", "radius B", "cosine at l2 0.2 (A)", "prediction radius (vote)"],
         rows=rows,
         note=f"sigma {_SIGMA}, n {_SAMPLES}, alpha 0.001, pooled features; a radius keeps cosine 0.5. -1: nothing certified.",
     )

@@ -143,7 +143,5 @@ class DiffusionPurifier(ModelMixin, ConfigMixin):
         if height % factor == 0 and width % factor == 0:
             return images
         if not self.config.pad:
-            raise ValueError(
-                f"The diffusion purifier needs sides divisible by {factor}; got {height}x{width}. Resize, or set pad=True."
-            )
+            raise ValueError(f"The diffusion purifier needs sides divisible by {factor}; got {height}x{width}. Resize, or set pad=True.")
         return F.pad(images, (0, -width % factor, 0, -height % factor), mode="reflect")

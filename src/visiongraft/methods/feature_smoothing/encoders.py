@@ -167,9 +167,7 @@ class Encoder(nn.Module):
 
     def _check(self, images: Tensor) -> None:
         if not images.is_floating_point():
-            raise ValueError(
-                f"Images must be floating point in [0, 1]; got {images.dtype}. Divide 8-bit images by 255."
-            )
+            raise ValueError(f"Images must be floating point in [0, 1]; got {images.dtype}. Divide 8-bit images by 255.")
         if len(self.mean) not in (1, images.shape[1]):
             raise ValueError(f"The encoder expects images with {len(self.mean)} channels; got {images.shape[1]}.")
         size = tuple(images.shape[2:])
@@ -242,17 +240,14 @@ def _load_transformers(name: str) -> nn.Module:
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
         architecture = (getattr(config, "architectures", None) or [""])[0]
         kind = getattr(transformers, architecture, transformers.AutoModel)
-        model, report = kind.from_pretrained(
-            name, config=config, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-        )
+        model, report = kind.from_pretrained(name, config=config, use_safetensors=True, trust_remote_code=False, output_loading_info=True)
     except (SafetensorError, RuntimeError, ValueError) as error:
         raise ValueError(f"The weights or config of {name} cannot be loaded: {_first_line(error)}") from error
     except OSError as error:
         if is_folder:
             raise ValueError(f"The weights or config of {name} cannot be loaded: {_first_line(error)}") from error
         raise FileNotFoundError(
-            f"Encoder {name!r} is neither a folder nor a hub model with safetensors (pickled weights are refused): "
-            f"{_first_line(error)}"
+            f"Encoder {name!r} is neither a folder nor a hub model with safetensors (pickled weights are refused): {_first_line(error)}"
         ) from error
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:3])

@@ -1,6 +1,6 @@
 """Pictures of the study and the demo: what an attack sees, does and cannot do."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,9 @@ COLOURS = {"fcsb": "#3b6fb6", "reference": "#c8553d", "smoothed": "#4f8f57"}
 def bound_against_attack(
     path: Path,
     eps: Sequence[float],
-    bounds: dict[str, Sequence[float]],
+    bounds: Mapping[str, Sequence[float]],
     attack_eps: Sequence[float],
-    reached: dict[str, Sequence[float]],
+    reached: Mapping[str, Sequence[float]],
 ) -> Path:
     """Mean certified cosine over the radius, and the mean cosine that attacks reached: points must lie above their line.
 
@@ -89,7 +89,9 @@ def bars_by_condition(path: Path, groups: Sequence[str], series: dict[str, Seque
     return path
 
 
-def attack_strip(path: Path, rows: Sequence[tuple[Sequence[Float[Tensor, "3 height width"]], Sequence[str]]], headers: Sequence[str]) -> Path:
+def attack_strip(
+    path: Path, rows: Sequence[tuple[Sequence[Float[Tensor, "3 height width"]], Sequence[str]]], headers: Sequence[str]
+) -> Path:
     """A table of pictures with a line of text below each.
 
     Args:

@@ -10,8 +10,6 @@ from jaxtyping import Float, Int
 from scipy.special import ndtri
 from torch import Tensor, nn
 
-from visiongraft.worlds.captioned import CaptionedImages
-
 from visiongraft.methods.feature_smoothing.attacks import AttackConfig, eot_cosine_objective, pgd
 from visiongraft.methods.feature_smoothing.bounds import BOUNDS
 from visiongraft.methods.feature_smoothing.certify import CertificateConfig, certificate, sample_scores
@@ -19,6 +17,7 @@ from visiongraft.methods.feature_smoothing.confidence import lower_bound
 from visiongraft.methods.feature_smoothing.encoders import Encoder
 from visiongraft.methods.feature_smoothing.mapper import SmoothnessMapper
 from visiongraft.methods.feature_smoothing.smoothing import SmoothedEncoder, SmoothingConfig, unit
+from visiongraft.worlds.captioned import CaptionedImages
 
 CONDITIONS = ("smoothing", "+ purifier", "+ purifier + mapper")
 CONFIDENCE_METHODS = ("betting", "kl", "empirical_bernstein", "hoeffding")
@@ -102,7 +101,10 @@ def certificates(
 def certified_accuracy(rows: list[dict[str, Any]], labels: list[int], kind: str, radii: np.ndarray) -> list[float]:
     """Share of images whose prediction is right and cannot change within each radius; ``kind``: margin, vote, fcsb, reference."""
     certified = np.array(
-        [row["prediction"][f"{kind}_radius"] if row["prediction"]["label"] == label else -1.0 for row, label in zip(rows, labels, strict=True)]
+        [
+            row["prediction"][f"{kind}_radius"] if row["prediction"]["label"] == label else -1.0
+            for row, label in zip(rows, labels, strict=True)
+        ]
     )
     return [float(np.mean(certified > radius)) for radius in radii]
 
@@ -131,10 +133,10 @@ def attack(
     generator = torch.Generator().manual_seed(seed)
     images, labels = data.images(), data.labels
     if condition is None:
-        features: Callable[..., Tensor] = lambda x, count: unit(parts.encoder.readout(parts.encoder(x))).unsqueeze(1)  # noqa: E731
+        features: Callable[..., Tensor] = lambda x, count: unit(parts.encoder.readout(parts.encoder(x))).unsqueeze(1)
     else:
         smoothed = parts.smoothed(condition, smoothing)
-        features = lambda x, count: smoothed.mean_feature(x, count, generator)  # noqa: E731
+        features = lambda x, count: smoothed.mean_feature(x, count, generator)
 
     with torch.inference_mode():
         clean = unit(parts.encoder.readout(parts.encoder(images))).unsqueeze(1)

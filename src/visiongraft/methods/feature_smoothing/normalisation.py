@@ -1,7 +1,6 @@
 """Between images in [0, 1] and the normalised pixels that a vision model was trained on."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -58,12 +57,10 @@ def read_normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]
 def _find_file(name: str, file: str) -> Path | None:
     if not name:
         return None
-    if os.path.isdir(name):
+    if Path(name).is_dir():
         path = Path(name) / file
         return path if path.is_file() else None
     from transformers.utils.hub import cached_file
 
-    found = cached_file(
-        name, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
-    )
+    found = cached_file(name, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
     return Path(found) if found else None

@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from visiongraft.media.images import center_square, read_image, resize
-
 from visiongraft.methods.feature_smoothing.encoders import Encoder, check_batch_independent, load_encoder
 from visiongraft.methods.feature_smoothing.smoothing import SmoothedEncoder, SmoothingConfig, unit
 

@@ -218,9 +218,7 @@ class MapperRecipe(Recipe):
 
 def add_noise(
     images: Float[Tensor, "batch channels height width"], sigma_range: tuple[float, float], generator: torch.Generator
-) -> tuple[
-    Float[Tensor, "batch channels height width"], Float[Tensor, " batch"], Float[Tensor, "batch channels height width"]
-]:
+) -> tuple[Float[Tensor, "batch channels height width"], Float[Tensor, " batch"], Float[Tensor, "batch channels height width"]]:
     """Images plus Gaussian noise of a level drawn for each image: (noisy, sigma, unit noise)."""
     uniform = torch.rand(len(images), generator=generator, device=generator.device).to(images.device)
     sigma = sigma_range[0] + (sigma_range[1] - sigma_range[0]) * uniform

@@ -180,9 +180,7 @@ def _attention_levels(settings: dict[str, Any]) -> tuple[int, ...]:
     """Levels with attention; the authors name resolutions (32, 16, 8)."""
     value = settings["attention_resolutions"]
     resolutions = [int(v) for v in value.split(",")] if isinstance(value, str) else list(value)
-    return tuple(
-        level for level in range(len(_multipliers(settings))) if settings["image_size"] // 2**level in resolutions
-    )
+    return tuple(level for level in range(len(_multipliers(settings))) if settings["image_size"] // 2**level in resolutions)
 
 
 def _diffusion_purifier(settings: dict[str, Any]) -> DiffusionPurifier:

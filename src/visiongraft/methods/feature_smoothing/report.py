@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -95,9 +94,7 @@ def _load(options: Protection) -> SmoothedEncoder:
     chosen = EncoderConfig(
         encoder=options.encoder, purifier=options.purifier, mapper=options.mapper, dtype=options.dtype, device=options.device
     )
-    smoothing = SmoothingConfig(
-        sigma=options.sigma, n0=options.n0, token_mode=options.token_mode, chunk_size=options.chunk_size
-    )
+    smoothing = SmoothingConfig(sigma=options.sigma, n0=options.n0, token_mode=options.token_mode, chunk_size=options.chunk_size)
     return load_smoothed(chosen, smoothing)
 
 
@@ -111,7 +108,7 @@ def _fingerprint(options: CertifyOptions, config: CertificateConfig) -> str:
 def _summary(rows: Sequence[dict[str, Any]], options: CertifyOptions) -> str:
     """Markdown table of the means over images, and what it does not say."""
     grey = 255 * options.sigma
-    mean = lambda key: float(np.mean([key(row) for row in rows]))  # noqa: E731
+    mean = lambda key: float(np.mean([key(row) for row in rows]))
     lines = [
         f"# Certificates of {len(rows)} image{'s' * (len(rows) > 1)}",
         "",
@@ -205,7 +202,7 @@ def _run_attack(
         raise ValueError(f"{options.attack} needs a target image.")
     eps = options.eps if options.eps is not None else (8 if options.attack == "attack-vlm" else 16) / 255
     budget = TransferConfig(eps=eps, steps=options.steps or 300)
-    victim = smoothed if options.defended else smoothed.encoder
+    victim: Any = smoothed if options.defended else smoothed.encoder
     if options.attack == "attack-vlm":
         return attack_vlm([victim], image, target, budget)
     return (m_attack if options.attack == "m-attack" else foa)([victim], image, target, budget, generator=generator)
@@ -219,7 +216,7 @@ def _distances(
     clean = smoothed.reference(image)
     bare = smoothed.reference(attacked)
     mean = smoothed.mean_feature(attacked, _ESTIMATE_SAMPLES, generator)
-    cosine = lambda a, b: float(torch.cosine_similarity(a, b, dim=-1).mean())  # noqa: E731
+    cosine = lambda a, b: float(torch.cosine_similarity(a, b, dim=-1).mean())
     aim = None if target is None else smoothed.reference(target)
     return {
         "cosine_bare": cosine(clean, bare),

@@ -8,6 +8,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -74,7 +75,7 @@ def small_clip(tokenizer: PreTrainedTokenizerFast, seed: int) -> CLIPModel:
         return CLIPModel(config)
 
 
-def save_clip(model: CLIPModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def save_clip(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Writes a CLIP folder that ``load_encoder`` and Transformers read."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -102,9 +103,7 @@ class _CaptionedItems(Dataset):
     def __init__(self, images: CaptionedImages, tokenizer: PreTrainedTokenizerFast) -> None:
         self.images = images
         self.tokens = tokenizer(images.captions, padding="max_length", return_tensors="pt")["input_ids"]
-        self.plain = torch.tensor(
-            [c == CLASS_PROMPTS[k] for c, k in zip(images.captions, images.labels.tolist(), strict=True)]
-        )
+        self.plain = torch.tensor([c == CLASS_PROMPTS[k] for c, k in zip(images.captions, images.labels.tolist(), strict=True)])
 
     def __len__(self) -> int:
         return len(self.images)
@@ -113,9 +112,7 @@ class _CaptionedItems(Dataset):
         return self.images[index], self.images.labels[index], self.tokens[index], self.plain[index]
 
 
-def caption_matches(
-    labels: Int[Tensor, " batch"], tokens: Int[Tensor, "batch length"], plain: Tensor
-) -> Float[Tensor, "batch batch"]:
+def caption_matches(labels: Int[Tensor, " batch"], tokens: Int[Tensor, "batch length"], plain: Tensor) -> Float[Tensor, "batch batch"]:
     """1 where caption j is true of image i: the same caption, or one that names the class of image i and no more."""
     same = (tokens[:, None] == tokens[None]).all(-1)
     return (same | ((labels[:, None] == labels[None]) & plain[None])).float()
@@ -195,7 +192,7 @@ def train_small(folder: Path, budget: SmallBudget, seed: int) -> dict[str, float
     """
     started = time.monotonic()
     encoder_recipe = ClipRecipe(seed)
-    common = {"seed": seed, "logger": "none", "checkpoint_every": 250, "keep_checkpoints": 1}
+    common: dict[str, Any] = {"seed": seed, "logger": "none", "checkpoint_every": 250, "keep_checkpoints": 1}
     clip = train(
         encoder_recipe,
         TrainerConfig(output=folder / "runs" / "encoder", steps=budget.encoder, batch_size=budget.batch_size, **common),
@@ -210,13 +207,13 @@ def train_small(folder: Path, budget: SmallBudget, seed: int) -> dict[str, float
         purifier = UNetPurifier(widths=(32, 64, 96), blocks_per_level=1, patch_size=2)
         mapper = SmoothnessMapper(128, num_prefix_tokens=encoder.num_prefix_tokens)
     half = budget.batch_size // 2
-    purifier = train(
+    purifier: Any = train(
         PurifierRecipe(encoder, purifier, images, learning_rate=2e-3, warmup_steps=30),
         TrainerConfig(output=folder / "runs" / "purifier", steps=budget.purifier, batch_size=half, **common),
     )["purifier"]
     purifier.save_pretrained(folder / "purifier")
     seconds["purifier"] = time.monotonic() - started - seconds["encoder"]
-    mapper = train(
+    mapper: Any = train(
         MapperRecipe(encoder, purifier.eval(), mapper, images, learning_rate=1e-3, warmup_steps=30),
         TrainerConfig(output=folder / "runs" / "mapper", steps=budget.mapper, batch_size=half, **common),
     )["mapper"]

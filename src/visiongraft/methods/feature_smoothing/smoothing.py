@@ -3,12 +3,11 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 TokenMode = Literal["flat", "per_token", "pooled"]
 
@@ -36,9 +35,7 @@ class SmoothingConfig:
 
     def __post_init__(self) -> None:
         if not (isinstance(self.sigma, (int, float)) and math.isfinite(self.sigma) and self.sigma > 0):
-            raise ValueError(
-                f"sigma must be a positive number in pixel units of [0, 1]; got {self.sigma}. Common values: 0.12, 0.25, 0.5."
-            )
+            raise ValueError(f"sigma must be a positive number in pixel units of [0, 1]; got {self.sigma}. Common values: 0.12, 0.25, 0.5.")
         for name in ("n0", "chunk_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
@@ -67,9 +64,7 @@ def draw_noise(
         ``batch * samples`` float32 images.
     """
     device = generator.device if generator is not None else images.device
-    noise = torch.randn(
-        (images.shape[0] * samples, *images.shape[1:]), generator=generator, device=device, dtype=torch.float32
-    )
+    noise = torch.randn((images.shape[0] * samples, *images.shape[1:]), generator=generator, device=device, dtype=torch.float32)
     return noise.to(images.device).mul_(sigma).add_(images.float().repeat_interleave(samples, dim=0))
 
 
@@ -124,7 +119,8 @@ class SmoothedEncoder(nn.Module):
         mapper: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.encoder, self.config, self.purifier, self.mapper = encoder, config, purifier, mapper
+        self.encoder: Any = encoder
+        self.config, self.purifier, self.mapper = config, purifier, mapper
         self.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> "SmoothedEncoder":
@@ -152,9 +148,7 @@ class SmoothedEncoder(nn.Module):
         tokens = self._base_tokens(noisy)
         return tokens if self.mapper is None else tokens + self.mapper(tokens, level).to(tokens.dtype)
 
-    def reduce(
-        self, tokens: Float[Tensor, "batch tokens dim"], mode: TokenMode | None = None
-    ) -> Float[Tensor, "batch parts feature"]:
+    def reduce(self, tokens: Float[Tensor, "batch tokens dim"], mode: TokenMode | None = None) -> Float[Tensor, "batch parts feature"]:
         """Unit features of tokens under the configured (or the given) token mode; see :func:`reduce_tokens`."""
         return reduce_tokens(tokens, mode or self.config.token_mode, self.readout)
 
@@ -174,9 +168,7 @@ class SmoothedEncoder(nn.Module):
             count = min(step, samples - start)
             tokens = self.encode(draw_noise(images, self.config.sigma, count, generator))
             if not torch.isfinite(tokens).all():
-                raise ValueError(
-                    "The encoder gave NaN or infinite features on a noisy image; use float32 or bfloat16, not float16."
-                )
+                raise ValueError("The encoder gave NaN or infinite features on a noisy image; use float32 or bfloat16, not float16.")
             yield tokens.unflatten(0, (images.shape[0], count))
 
     def mean_feature(
@@ -207,9 +199,7 @@ class SmoothedEncoder(nn.Module):
         return tokens.unsqueeze(1) if tokens.dim() == 2 else tokens
 
 
-def average_tokens(
-    chunks: Iterator[Float[Tensor, "batch chunk tokens dim"]], restore_norm: bool
-) -> Float[Tensor, "batch tokens dim"]:
+def average_tokens(chunks: Iterator[Float[Tensor, "batch chunk tokens dim"]], restore_norm: bool) -> Float[Tensor, "batch tokens dim"]:
     """Mean unit token over noise samples, accumulated in float32.
 
     Args:

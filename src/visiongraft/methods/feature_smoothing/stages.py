@@ -49,9 +49,7 @@ def train_mapper_stage(options: TrainMapperOptions) -> int:
     purifier = load_part(options.purifier, "purifier", small=options.encoder == "small")
     images = ImageFolder(options.images, _side(encoder), options.seed)
     mapper = _new_mapper(encoder, images[0], options.seed)
-    recipe = MapperRecipe(
-        encoder, purifier, mapper, images, sigma_max=options.sigma_max, learning_rate=options.learning_rate
-    )
+    recipe = MapperRecipe(encoder, purifier, mapper, images, sigma_max=options.sigma_max, learning_rate=options.learning_rate)
     config = TrainerConfig(
         output=options.output,
         steps=options.steps,

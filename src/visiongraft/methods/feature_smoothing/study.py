@@ -65,7 +65,7 @@ def _one_seed(study: Study, config: StudyConfig, seed: int) -> dict[str, Any]:
             f"noise-{seed}-{condition}-{sigma}", lambda c=condition, s=sigma: measure.under_noise(parts, large, c, s, seed)
         )
         for condition in measure.CONDITIONS
-        for sigma in (0.1, 0.15, 0.25, 0.5)
+        for sigma in config.noise_levels
     }
     result["certificates"] = {
         condition: study.unit(
@@ -77,9 +77,7 @@ def _one_seed(study: Study, config: StudyConfig, seed: int) -> dict[str, Any]:
     result["attacks"] = {
         f"{condition or 'no defence'}|{norm}|{eps:.4g}": study.unit(
             f"attack-{seed}-{condition}-{norm}-{eps:.4g}",
-            lambda c=condition, n=norm, e=eps: measure.attack(
-                parts, data, targets, c, smoothing, _budget(config, n, e), **attack_args
-            ),
+            lambda c=condition, n=norm, e=eps: measure.attack(parts, data, targets, c, smoothing, _budget(config, n, e), **attack_args),
         )
         for condition in (None, *measure.CONDITIONS)
         for norm, eps in (*(("l2", eps) for eps in config.eps), ("linf", 8 / 255))

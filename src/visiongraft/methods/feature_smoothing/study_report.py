@@ -9,7 +9,7 @@ import numpy as np
 import visiongraft
 from visiongraft.methods.feature_smoothing import figures
 from visiongraft.methods.feature_smoothing import measurements as measure
-from visiongraft.methods.feature_smoothing.bounds import BOUNDS, cosine_bound
+from visiongraft.methods.feature_smoothing.bounds import BOUNDS, Bound, cosine_bound
 from visiongraft.methods.feature_smoothing.certify import DISCLAIMER
 from visiongraft.methods.feature_smoothing.small import SmallBudget
 from visiongraft.studies import Claim, Figure, Report, Table
@@ -17,6 +17,11 @@ from visiongraft.studies import Claim, Figure, Report, Table
 LINF_NOTE = (
     "An l-infinity budget of 8/255 allows an l2 change of up to 1.74 on a 32x32 colour image (and 12.2 on a 224x224 one): "
     "far outside every certified radius here. Accuracy under l-infinity attacks is empirical only."
+)
+
+SCALE_NOTE = (
+    "Noise and radii scale with resolution: sigma 0.5 and l2 radii of 0.2 to 1.0 on 32x32 pixels do what 0.25 and 0.1 to 0.5 do on 16x16, "
+    "since averaging 2x2 pixels halves both."
 )
 
 
@@ -40,21 +45,26 @@ class StudyConfig:
 
     output: Path = Path("runs/feature_smoothing/study")
     seeds: tuple[int, ...] = (0, 1, 2)
-    sigma: float = 0.25
+    sigma: float = 0.5
     images: int = 24
     n: int = 512
-    eps: tuple[float, ...] = (0.1, 0.25, 0.5)
+    eps: tuple[float, ...] = (0.2, 0.5, 1.0)
     attack_steps: int = 20
     attack_samples: int = 8
     budget: SmallBudget = field(default_factory=SmallBudget)
     bundled: bool = False
     quick: bool = False
 
+    @property
+    def noise_levels(self) -> list[float]:
+        """Noise levels of the table without attacks."""
+        return sorted({0.1, 0.25, 0.5, self.sigma})
+
     def __post_init__(self) -> None:
         if not self.seeds:
             raise ValueError("The study needs at least one seed.")
         if self.quick:
-            self.images, self.n, self.attack_steps, self.attack_samples, self.eps = 4, 64, 3, 2, (0.1, 0.5)
+            self.images, self.n, self.attack_steps, self.attack_samples, self.eps = 4, 64, 3, 2, (0.2, 1.0)
             self.budget = SmallBudget(encoder=4, purifier=3, mapper=3, batch_size=16)
 
 
@@ -66,7 +76,7 @@ def study_report(config: StudyConfig, results: list[dict[str, Any]], settings: d
         title="Certified feature smoothing",
         claims=_claims(config, results),
         tables=[
-            _noise_table(results),
+            _noise_table(config, results),
             _attack_table(config, results),
             _certificate_table(results, eps),
             _slack_table(config, results),
@@ -77,6 +87,7 @@ def study_report(config: StudyConfig, results: list[dict[str, Any]], settings: d
         notes=[
             DISCLAIMER,
             LINF_NOTE,
+            SCALE_NOTE,
             "Each image's certificate may fail with probability alpha = 0.001. Encoder, purifier and mapper of every seed were trained "
             "on clean images and on Gaussian noise only; no attack was seen in training, and nothing was tuned on these numbers."
             if not config.bundled
@@ -150,8 +161,8 @@ def _claims(config: StudyConfig, results: list[dict[str, Any]]) -> list[Claim]:
         claim(
             "order", "The score rises from smoothing alone to purifier to purifier and mapper.", "arXiv 2601.16200, ablation",
             f"mean score S at sigma {config.sigma:g} (purifier, then purifier and mapper)",
-            lambda r: r["noise"][f"{measure.CONDITIONS[1]}|0.25"]["score_pooled"],
-            lambda r: r["noise"][f"{full}|0.25"]["score_pooled"],
+            lambda r: r["noise"][f"{measure.CONDITIONS[1]}|{config.sigma}"]["score_pooled"],
+            lambda r: r["noise"][f"{full}|{config.sigma}"]["score_pooled"],
             lambda b, a: a > b, "mapper adds to the purifier in every seed; without = purifier only",
         ),
         claim(
@@ -167,7 +178,7 @@ def _claims(config: StudyConfig, results: list[dict[str, Any]]) -> list[Claim]:
             lambda r: _attacked(r, full, "l2", far)["accuracy"], lambda b, a: a > b, "higher in every seed",
         ),
         claim(
-            "tight-bounds", "The two tighter bounds certify more than the published one.", "derivation in docs/methods/feature_smoothing.md",
+            "tight-bounds", "The tighter bounds certify more than the published one.", "derivation in docs/methods/feature_smoothing.md",
             f"mean certified cosine at l2 {near:g}: bound F, then bound A", lambda r: _mean_bound(r, full, near, "fcsb"),
             lambda r: _mean_bound(r, full, near, "reference"), lambda b, a: a > b, "higher in every seed; without = bound F",
         ),
@@ -187,9 +198,9 @@ def _claims(config: StudyConfig, results: list[dict[str, Any]]) -> list[Claim]:
     ]  # fmt: skip
 
 
-def _noise_table(results: list[dict[str, Any]]) -> Table:
+def _noise_table(config: StudyConfig, results: list[dict[str, Any]]) -> Table:
     rows = []
-    for sigma in (0.1, 0.15, 0.25, 0.5):
+    for sigma in config.noise_levels:
         for condition in measure.CONDITIONS:
             seen = [r["noise"][f"{condition}|{sigma}"] for r in results]
             rows.append([sigma, condition, *(_spread([s[k] for s in seen]) for k in ("accuracy", "score_pooled", "score_flat"))])
@@ -226,7 +237,7 @@ def _certificate_table(results: list[dict[str, Any]], eps: list[str]) -> Table:
     rows = []
     for condition in measure.CONDITIONS:
         seen = [r["certificates"][condition]["rows"]["betting"] for r in results]
-        mean = lambda key: _spread([float(np.mean([key(row) for row in rows_])) for rows_ in seen])  # noqa: E731
+        mean = lambda key: _spread([float(np.mean([key(row) for row in rows_])) for rows_ in seen])
         rows.append([
             condition, mean(lambda r: r["reference"]["mean"]), mean(lambda r: r["reference"]["lower"]),
             mean(lambda r: r["smoothed"]["mean"]),
@@ -289,9 +300,7 @@ def _confidence_table(results: list[dict[str, Any]]) -> Table:
 def _ablation_table(results: list[dict[str, Any]]) -> Table:
     full = measure.CONDITIONS[-1]
     lower = [r["certificates"][full]["lower_by_n"] for r in results]
-    rows: list[list[Any]] = [
-        [f"lower bound of S from n={n} samples ({full})", _spread([by_n[n] for by_n in lower])] for n in lower[0]
-    ]
+    rows: list[list[Any]] = [[f"lower bound of S from n={n} samples ({full})", _spread([by_n[n] for by_n in lower])] for n in lower[0]]
     rows += [
         [f"accuracy, n0=8 averaged, attacker knows the noise ({full})", _spread([r["fixed_noise"]["fixed"] for r in results])],
         [f"accuracy, n0=8 averaged, fresh noise ({full})", _spread([r["fixed_noise"]["fresh"] for r in results])],
@@ -303,7 +312,7 @@ def _ablation_table(results: list[dict[str, Any]]) -> Table:
 
 def _figures(config: StudyConfig, results: list[dict[str, Any]]) -> list[Figure]:
     full, folder = measure.CONDITIONS[-1], config.output
-    lowers = {
+    lowers: dict[Bound, np.ndarray] = {
         b: np.array(
             [
                 row["smoothed" if b == "smoothed" else "reference"]["lower"]
@@ -314,9 +323,7 @@ def _figures(config: StudyConfig, results: list[dict[str, Any]]) -> list[Figure]
         for b in BOUNDS
     }
     grid = np.linspace(0, max(config.eps), 26)
-    curves = {
-        b: [float(np.mean(np.maximum(cosine_bound(scores, e / config.sigma, b), 0))) for e in grid] for b, scores in lowers.items()
-    }
+    curves = {b: [float(np.mean(np.maximum(cosine_bound(scores, e / config.sigma, b), 0))) for e in grid] for b, scores in lowers.items()}
     reached = {
         b: [
             float(np.mean([np.minimum(a[kind], a[f"{kind}_targeted"]) for a in (_attacked(r, full, "l2", e) for r in results)]))
@@ -325,7 +332,7 @@ def _figures(config: StudyConfig, results: list[dict[str, Any]]) -> list[Figure]
         for b, kind in (("reference", "to_clean"), ("smoothed", "to_smoothed"))
     }
     figures.bound_against_attack(folder / "bounds.png", grid.tolist(), curves, config.eps, reached)
-    radii = np.linspace(0, 0.8, 81)
+    radii = np.linspace(0, 3 * config.sigma, 91)
     curves_by_kind = {
         f"{kind}, {condition}": np.mean(
             [
@@ -370,7 +377,7 @@ def _figures(config: StudyConfig, results: list[dict[str, Any]]) -> list[Figure]
         ),
         Figure(
             title="Certificates and the attacks set against them", path="bounds.png", alt="Certified cosine over the radius with attacks",
-            caption=f"{full}: lines are certified means, points what attacks reached. A point below its line would be a violation of the mean.",
+            caption=f"{full}: lines are certified means, points what attacks reached (they must lie above).",
         ),
         Figure(
             title="Certified accuracy", path="certified_accuracy.png", alt="Certified accuracy over the l2 radius by certificate",

@@ -48,9 +48,7 @@ _REFUSED = {
         "it cuts an image into any-resolution crops: one pixel occurs in the overview and in a tile, and independent "
         "noise on both is not Gaussian noise on the image"
     ),
-    re.compile(
-        r"PixtralVision"
-    ): "it packs all images of a batch into one sequence, so an image has no output of its own",
+    re.compile(r"PixtralVision"): "it packs all images of a batch into one sequence, so an image has no output of its own",
 }
 
 
@@ -136,9 +134,7 @@ def _feature_read_by(model: nn.Module) -> tuple[int | None, bool]:
     if not isinstance(layer, int):
         return None, False
     if layer == -1 and type(model).__name__.startswith("Llava"):
-        layer = (
-            config.vision_config.num_hidden_layers
-        )  # LLaVA means hidden_states[-1], which is before SigLIP's last norm
+        layer = config.vision_config.num_hidden_layers  # LLaVA means hidden_states[-1], which is before SigLIP's last norm
     return layer, getattr(config, "vision_feature_select_strategy", "full") == "default"
 
 
@@ -172,9 +168,7 @@ def pair(value: int | Sequence[int]) -> tuple[int, int]:
     return height, width
 
 
-def images_to_rows(
-    images: Float[Tensor, "batch channels height width"], patch: int
-) -> Float[Tensor, "batch rows pixels"]:
+def images_to_rows(images: Float[Tensor, "batch channels height width"], patch: int) -> Float[Tensor, "batch rows pixels"]:
     """Images cut into SigLIP 2's patch rows: row-major patches, pixels ordered (row, column, channel)."""
     batch, channels, height, width = images.shape
     cut = images.reshape(batch, channels, height // patch, patch, width // patch, patch)

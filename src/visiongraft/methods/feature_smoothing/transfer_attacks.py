@@ -86,9 +86,7 @@ def attack_vlm(
     def objective(adversarial: Tensor) -> Tensor:
         embeddings = [surrogate.readout(surrogate(adversarial)).float() for surrogate in surrogates]
         pairs = zip(embeddings, references, strict=True)
-        return torch.stack([F.cosine_similarity(embedding, reference, dim=-1) for embedding, reference in pairs]).mean(
-            0
-        )
+        return torch.stack([F.cosine_similarity(embedding, reference, dim=-1) for embedding, reference in pairs]).mean(0)
 
     return _run(objective, surrogates, images, targets, config)
 
@@ -120,9 +118,7 @@ def m_attack(
     images, targets = _checked_pairs(surrogates, images, targets)
 
     def objective(adversarial: Tensor) -> Tensor:
-        return _mean_cosine(
-            surrogates, random_resized_crop(adversarial, generator), random_resized_crop(targets, generator)
-        )
+        return _mean_cosine(surrogates, random_resized_crop(adversarial, generator), random_resized_crop(targets, generator))
 
     return _run(objective, surrogates, images, targets, config)
 
@@ -158,9 +154,7 @@ def foa(
 
     def objective(adversarial: Tensor) -> Tensor:
         source, target = random_resized_crop(adversarial, generator), random_resized_crop(targets, generator)
-        losses = torch.stack(
-            [_global_and_local(surrogate, source, target, clusters, generator) for surrogate in surrogates]
-        )
+        losses = torch.stack([_global_and_local(surrogate, source, target, clusters, generator) for surrogate in surrogates])
         weights = dynamic_weights(losses.detach(), losses_before.pop() if losses_before else None)
         losses_before.append(losses.detach())
         return (weights * losses).sum(0)
@@ -201,9 +195,7 @@ def _checked_pairs(surrogates: Sequence[Surrogate], images: Tensor, targets: Ten
     if not surrogates:
         raise ValueError("A transfer attack needs at least one surrogate encoder; got none.")
     if images.shape != targets.shape:
-        raise ValueError(
-            f"Each image needs one target of its size; got images {tuple(images.shape)}, targets {tuple(targets.shape)}."
-        )
+        raise ValueError(f"Each image needs one target of its size; got images {tuple(images.shape)}, targets {tuple(targets.shape)}.")
     return checked_images(images), checked_images(targets, "targets")
 
 
@@ -227,20 +219,14 @@ def _embed(surrogate: Surrogate, source: Tensor, target: Tensor) -> tuple[Tensor
 
 
 def _mean_cosine(surrogates: Sequence[Surrogate], source: Tensor, target: Tensor) -> Tensor:
-    return torch.stack(
-        [_global_cosine(surrogate, *_embed(surrogate, source, target)) for surrogate in surrogates]
-    ).mean(0)
+    return torch.stack([_global_cosine(surrogate, *_embed(surrogate, source, target)) for surrogate in surrogates]).mean(0)
 
 
 def _global_cosine(surrogate: Surrogate, source_tokens: Tensor, target_tokens: Tensor) -> Tensor:
-    return F.cosine_similarity(
-        surrogate.readout(source_tokens).float(), surrogate.readout(target_tokens).float(), dim=-1
-    )
+    return F.cosine_similarity(surrogate.readout(source_tokens).float(), surrogate.readout(target_tokens).float(), dim=-1)
 
 
-def _global_and_local(
-    surrogate: Surrogate, source: Tensor, target: Tensor, clusters: int, generator: torch.Generator | None
-) -> Tensor:
+def _global_and_local(surrogate: Surrogate, source: Tensor, target: Tensor, clusters: int, generator: torch.Generator | None) -> Tensor:
     source_tokens, target_tokens = _embed(surrogate, source, target)
     prefix = surrogate.num_prefix_tokens
     local = local_alignment(source_tokens[:, prefix:].float(), target_tokens[:, prefix:].float(), clusters, generator)

@@ -32,9 +32,7 @@ def kmeans(
     Source: Arthur and Vassilvitskii, "k-means++: the advantages of careful seeding", 2007.
     """
     if not 1 <= clusters <= points.shape[1]:
-        raise ValueError(
-            f"clusters must lie between 1 and the number of points; got {clusters} for {points.shape[1]} points."
-        )
+        raise ValueError(f"clusters must lie between 1 and the number of points; got {clusters} for {points.shape[1]} points.")
     with torch.no_grad():
         centres = _spread_starts(points, clusters, generator)
         members = _nearest(points, centres)
@@ -97,9 +95,7 @@ def _spread_starts(points: Tensor, clusters: int, generator: torch.Generator | N
     for _ in range(clusters):
         # Cumulative weights against one uniform number: unlike multinomial, well defined when all distances are zero.
         cumulative = distance.cumsum(1)
-        uniform = torch.rand(
-            (len(points), 1), generator=generator, device=generator.device if generator else points.device
-        )
+        uniform = torch.rand((len(points), 1), generator=generator, device=generator.device if generator else points.device)
         chosen = torch.searchsorted(cumulative, uniform.to(cumulative) * cumulative[:, -1:], right=True).squeeze(1)
         centres.append(points[batch, chosen.clamp(max=points.shape[1] - 1)])
         gap = (points - centres[-1].unsqueeze(1)).square().sum(-1)

@@ -44,9 +44,7 @@ class UNetPurifier(ModelMixin, ConfigMixin):
         if not widths or any(width % 8 or width < 8 for width in widths):
             raise ValueError(f"widths must be positive multiples of 8 (groups of the normalisation); got {tuple(widths)}.")
         pixels = in_channels * patch_size**2
-        self.noise_mlp = nn.Sequential(
-            nn.Linear(64, embedding_dim), nn.SiLU(), nn.Linear(embedding_dim, embedding_dim), nn.SiLU()
-        )
+        self.noise_mlp = nn.Sequential(nn.Linear(64, embedding_dim), nn.SiLU(), nn.Linear(embedding_dim, embedding_dim), nn.SiLU())
         self.conv_in = nn.Conv2d(pixels, widths[0], 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         self.reduce, self.enlarge = nn.ModuleList(), nn.ModuleList()
@@ -62,8 +60,8 @@ class UNetPurifier(ModelMixin, ConfigMixin):
                 self.enlarge.append(nn.Conv2d(width, widths[level - 1], 3, padding=1))
         self.norm_out = nn.GroupNorm(8, widths[0])
         self.conv_out = nn.Conv2d(widths[0], pixels, 3, padding=1)
-        nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)
+        for parameter in self.conv_out.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(
         self, noisy: Float[Tensor, "batch channels height width"], sigma: Float[Tensor, " batch"]

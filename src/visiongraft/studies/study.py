@@ -1,0 +1,52 @@
+"""Running a study in units that are kept, so that an interrupted study goes on where it stopped."""
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from visiongraft.media.files import atomic_write, ensure_writable_folder
+
+Result = TypeVar("Result")
+
+
+class Study:
+    """Units of work with results on disk.
+
+    Args:
+        name: of the study.
+        output: folder; results go to ``units/``.
+        settings: JSON-able; results of other settings are computed anew.
+    """
+
+    def __init__(self, name: str, output: str | Path, settings: dict[str, Any]) -> None:
+        self.name, self.output = name, Path(output)
+        self._settings = json.dumps(settings, sort_keys=True)
+        ensure_writable_folder(self.output / "units")
+
+    def unit(self, key: str, work: Callable[[], Result]) -> Result:
+        """The result of ``work``, from disk if this unit was finished before with the same settings.
+
+        Args:
+            key: names the unit; every unit of a study has its own.
+            work: gives a JSON-able result.
+
+        Returns:
+            The result as it reads back from JSON (tuples become lists), whether computed now or before.
+        """
+        digest = hashlib.sha256(f"{key}\0{self._settings}".encode()).hexdigest()
+        slug = re.sub(r"[^A-Za-z0-9.]+", "-", key).strip("-")[:80]
+        path = self.output / "units" / f"{slug}-{digest[:12]}.json"
+        if path.is_file():
+            return json.loads(path.read_text(encoding="utf-8"))["result"]
+        started = time.monotonic()
+        text = json.dumps({"key": key, "result": work()}, indent=1)
+        with atomic_write(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        tqdm.write(f"{self.name}: {key} ({time.monotonic() - started:.1f} s)")
+        return json.loads(text)["result"]
