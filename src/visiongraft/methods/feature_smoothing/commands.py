@@ -262,7 +262,7 @@ class StudyOptions:
     output: Path = Path("runs/feature_smoothing/study")
     seeds: tuple[int, ...] = (0, 1, 2)
     sigma: float = 0.5
-    images: int = 24
+    images: int = 16
     n: int = 512
     bundled: bool = False
     quick: bool = False

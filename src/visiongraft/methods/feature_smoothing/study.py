@@ -57,7 +57,7 @@ def _one_seed(study: Study, config: StudyConfig, seed: int) -> dict[str, Any]:
     targets = _targets(data, seed)
     smoothing = SmoothingConfig(sigma=config.sigma, token_mode="pooled", chunk_size=128)
     certificate = CertificateConfig(n=config.n, eps=tuple(config.eps))
-    attack_args = {"samples": config.attack_samples, "estimate_samples": config.n, "seed": seed}
+    attack_args = {"samples": config.attack_samples, "estimate_samples": config.n // 2, "seed": seed}
     result: dict[str, Any] = {"training": training}
     result["clean"] = study.unit(f"clean-{seed}", lambda: measure.clean_accuracy(parts, large))
     result["noise"] = {

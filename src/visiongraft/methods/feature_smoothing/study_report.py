@@ -20,7 +20,7 @@ LINF_NOTE = (
 )
 
 SCALE_NOTE = (
-    "Noise and radii scale with resolution: sigma 0.5 and l2 radii of 0.2 to 1.0 on 32x32 pixels do what 0.25 and 0.1 to 0.5 do on 16x16, "
+    "Noise and radii scale with resolution: sigma 0.5 and l2 radii of 0.5 to 2.0 on 32x32 pixels do what 0.25 and 0.25 to 1.0 do on 16x16, "
     "since averaging 2x2 pixels halves both."
 )
 
@@ -34,7 +34,7 @@ class StudyConfig:
         seeds: independent repetitions; each trains its own encoder, purifier and mapper.
         sigma: noise level of certificates and attacks.
         images: attacked and certified images a seed, half digits and half shapes.
-        n: noise samples of a certificate, and of the estimates of smoothed features under attack.
+        n: noise samples of a certificate; half as many estimate a smoothed feature under attack.
         eps: attacked l2 radii.
         attack_steps: gradient steps of an attack.
         attack_samples: noise samples of one attack gradient.
@@ -46,9 +46,9 @@ class StudyConfig:
     output: Path = Path("runs/feature_smoothing/study")
     seeds: tuple[int, ...] = (0, 1, 2)
     sigma: float = 0.5
-    images: int = 24
+    images: int = 16
     n: int = 512
-    eps: tuple[float, ...] = (0.2, 0.5, 1.0)
+    eps: tuple[float, ...] = (0.5, 1.0, 2.0)
     attack_steps: int = 20
     attack_samples: int = 8
     budget: SmallBudget = field(default_factory=SmallBudget)
@@ -64,7 +64,7 @@ class StudyConfig:
         if not self.seeds:
             raise ValueError("The study needs at least one seed.")
         if self.quick:
-            self.images, self.n, self.attack_steps, self.attack_samples, self.eps = 4, 64, 3, 2, (0.2, 1.0)
+            self.images, self.n, self.attack_steps, self.attack_samples, self.eps = 4, 64, 3, 2, (0.5, 2.0)
             self.budget = SmallBudget(encoder=4, purifier=3, mapper=3, batch_size=16)
 
 
