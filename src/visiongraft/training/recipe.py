@@ -43,14 +43,15 @@ class Recipe(ABC):
 
     @abstractmethod
     def data(self) -> Dataset:
-        """Map-style data set. An item must be a pure function of its index (draw augmentation from a seed and the index):
+        """Map-style data set with a length. An item must be a pure function of its index (draw augmentation from a seed and the index):
         order, shuffling and resuming are the Trainer's, which asks for any index at any time."""
 
     @abstractmethod
-    def losses(
-        self, modules: dict[str, nn.Module], batch: Any, generator: torch.Generator, optimizer: str
-    ) -> dict[str, Tensor]:
+    def losses(self, modules: dict[str, nn.Module], batch: Any, generator: torch.Generator, optimizer: str) -> dict[str, Tensor]:
         """Named scalar losses, already weighted; ``optimizer`` minimises their sum.
+
+        With several processes a module whose gradient is wanted must run through its call, with every trained parameter in
+        use; run the ones that are not being trained, such as a generator in the discriminator's turn, under ``torch.no_grad``.
 
         Args:
             modules: the trained modules, wrapped for the precision and machines in use; call these, not ``self.modules``.
@@ -63,7 +64,7 @@ class Recipe(ABC):
         """Batch of items; PyTorch's default."""
         return default_collate(items)
 
-    def to(self, device: torch.device) -> None:
+    def to(self, device: torch.device) -> None:  # noqa: B027
         """Moves frozen parts to the device; nothing by default."""
 
     def preview(self, modules: dict[str, nn.Module]) -> dict[str, Tensor]:

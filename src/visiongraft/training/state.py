@@ -1,124 +1,167 @@
-"""All that a run must remember, to and from a checkpoint: weights, optimisers, schedules, averages, loss scale."""
+"""All that a run must remember, to and from a checkpoint: weights, optimisers, averages, loss scale."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
 
-from visiongraft.training.checkpoints import save_checkpoint
+from visiongraft.training.checkpoints import Checkpoint, save_checkpoint
+from visiongraft.training.config import TrainerConfig
+from visiongraft.training.distributed import distribute, gather, like, plain, sharding, shells
+from visiongraft.training.recipe import Recipe
 
-_FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
-_SEPARATOR = "|"
+_SEPARATOR = "|"  # between a parameter's name and the optimiser's
 
 
+@dataclass
 class TrainState:
-    """The pieces of a run, saved with full (unsharded) tensors, so that any number of processes can continue.
+    """The pieces of a run. Its checkpoints hold whole tensors, so that any number of processes can continue."""
 
-    Args:
-        accelerator: of the run.
-        modules: prepared modules by name.
-        optimizers: prepared optimisers by name.
-        schedules: learning-rate schedules by optimiser.
-        averages: EMA by module; empty when off.
-    """
+    accelerator: Accelerator
+    modules: dict[str, nn.Module]
+    """On the device; wrapped or sharded where there are several processes."""
+    optimizers: dict[str, torch.optim.Optimizer]
+    schedules: dict[str, torch.optim.lr_scheduler.LRScheduler]
+    averages: dict[str, EMAModel]
+    """By module; empty when off."""
+    shells: dict[str, nn.Module]
+    """Weightless copies of sharded modules; empty otherwise."""
 
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        modules: dict[str, nn.Module],
-        optimizers: dict[str, Any],
-        schedules: dict[str, Any],
-        averages: dict[str, EMAModel],
-    ) -> None:
-        self.accelerator, self.modules, self.optimizers = accelerator, modules, optimizers
-        self.schedules, self.averages = schedules, averages
-        self._all = nn.ModuleDict(modules)
+    @classmethod
+    def start(cls, accelerator: Accelerator, recipe: Recipe, config: TrainerConfig) -> "TrainState":
+        """The state before the first step."""
+        shelled = shells(recipe.modules) if sharding() else {}
+        modules = distribute(accelerator, recipe.modules)
+        optimizers, schedules = {}, {}
+        for name, spec in recipe.optimizers.items():
+            parameters = [p for module in spec.modules for p in modules[module].parameters() if p.requires_grad]
+            optimizer = torch.optim.AdamW(parameters, lr=spec.learning_rate, betas=spec.betas, weight_decay=spec.weight_decay)
+            schedules[name] = get_scheduler(spec.schedule, optimizer, num_warmup_steps=spec.warmup_steps, num_training_steps=config.steps)
+            optimizers[name] = optimizer
+        averages = {}
+        if config.ema_decay is not None:
+            averages = {name: EMAModel(module.parameters(), decay=config.ema_decay) for name, module in modules.items()}
+        return cls(accelerator, modules, optimizers, schedules, averages, shelled)
+
+    def update(self, optimizer: str) -> None:
+        """One step of an optimiser and its schedule; fp16's scaler leaves the optimiser's out after an overflow."""
+        if self.accelerator.scaler is None:
+            self.optimizers[optimizer].step()
+        else:
+            self.accelerator.scaler.step(self.optimizers[optimizer])
+        self.schedules[optimizer].step()
 
     def save(self, folder: Path, step: int, fingerprint: dict[str, Any], keep: int) -> None:
         """Writes a checkpoint; every process takes part in gathering, the first one writes."""
-        tensors: dict[str, dict[str, Tensor]] = {"modules": _tensors(get_model_state_dict(self._all, options=_FULL))}
-        groups: dict[str, Any] = {}
-        for name, optimizer in self.optimizers.items():
-            saved = get_optimizer_state_dict(self._all, _bare(optimizer), options=_FULL)
-            tensors[f"optimizer-{name}"] = {
-                f"{parameter}{_SEPARATOR}{key}": value
-                for parameter, entries in saved.get("state", {}).items()
-                for key, value in entries.items()
-            }
-            groups[name] = saved.get("param_groups", [])
-        for name, average in self.averages.items():
-            tensors[f"average-{name}"] = {str(i): _whole(p) for i, p in enumerate(average.shadow_params)}
+        tensors = {}
+        for name, module in self.modules.items():
+            tensors[f"module-{name}"] = gather(self.accelerator, plain(module).state_dict())
+        for name in self.optimizers:
+            tensors[f"optimizer-{name}"] = gather(self.accelerator, self._moments(name))
+        for name in self.averages:
+            tensors[f"average-{name}"] = gather(self.accelerator, self._average(name))
         if self.accelerator.is_main_process:
             state = {
                 "fingerprint": fingerprint,
-                "groups": groups,
-                "schedules": {name: schedule.last_epoch for name, schedule in self.schedules.items()},
                 "averages": {name: average.optimization_step for name, average in self.averages.items()},
-                "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
+                "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
             }
             save_checkpoint(folder, step, tensors, state, keep)
         self.accelerator.wait_for_everyone()
 
-    def load(self, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
-        """Restores what :meth:`save` wrote."""
-        set_model_state_dict(self._all, tensors["modules"], options=StateDictOptions(full_state_dict=True))
+    @torch.no_grad()
+    def load(self, saved: Checkpoint) -> None:
+        """Restores what :meth:`save` wrote.
+
+        Raises:
+            ValueError: tensors of other names or shapes than the recipe's; the message names the first.
+        """
+        for name, module in self.modules.items():
+            mine, theirs = plain(module).state_dict(), saved.tensors.get(f"module-{name}", {})
+            _require_same_shapes(name, mine, theirs, saved.path)
+            _copy(mine, theirs)
         for name, optimizer in self.optimizers.items():
-            entries: dict[str, dict[str, Tensor]] = {}
-            for path, value in tensors[f"optimizer-{name}"].items():
-                parameter, key = path.rsplit(_SEPARATOR, 1)
-                entries.setdefault(parameter, {})[key] = value
-            saved = {"state": entries, "param_groups": state["groups"][name]}
-            set_optimizer_state_dict(self._all, _bare(optimizer), saved, options=StateDictOptions(full_state_dict=True))
-        for name, schedule in self.schedules.items():
-            for _ in range(state["schedules"][name] - schedule.last_epoch):
-                schedule.step()
+            for parameter, target in self._parameters().items():
+                values = {
+                    key.rsplit(_SEPARATOR, 1)[1]: value
+                    for key, value in saved.tensors[f"optimizer-{name}"].items()
+                    if key.rsplit(_SEPARATOR, 1)[0] == parameter
+                }
+                if values:  # AdamW counts its steps in a scalar on the CPU
+                    optimizer.state[target] = {k: v if v.ndim == 0 else like(target, v) for k, v in values.items()}
+            _forward(self.schedules[name], saved.step)
         for name, average in self.averages.items():
-            average.optimization_step = state["averages"][name]
-            with torch.no_grad():
-                for i, parameter in enumerate(average.shadow_params):
-                    _copy_whole(parameter, tensors[f"average-{name}"][str(i)])
-        if self.accelerator.scaler is not None and state["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
+            average.optimization_step = saved.state["averages"][name]
+            _copy(self._average(name), saved.tensors[f"average-{name}"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(saved.state["scaler"])
 
     def finished_modules(self) -> dict[str, nn.Module]:
-        """Plain modules with the trained (averaged, if on) weights, gathered from all processes."""
-        for name, average in self.averages.items():
-            average.copy_to(self.modules[name].parameters())
-        finished = {}
+        """Plain modules with the trained (averaged, if on) weights, in evaluation mode.
+
+        Sharded modules are gathered on the first process; the others get theirs in shards.
+        """
+        finished: dict[str, nn.Module] = {}
         for name, module in self.modules.items():
-            weights = get_model_state_dict(module, options=_FULL)
-            plain = self.accelerator.unwrap_model(module, keep_torch_compile=False)
-            if weights and any(hasattr(p, "full_tensor") for p in plain.parameters()):  # sharded: whole tensors take their place
-                plain.load_state_dict(weights, assign=True)
-            finished[name] = plain
+            if name in self.averages:
+                self.averages[name].copy_to(module.parameters())
+            finished[name] = plain(module)
+            if name in self.shells:
+                weights = gather(self.accelerator, module.state_dict())
+                if weights:
+                    finished[name] = self.shells[name]
+                    finished[name].load_state_dict(weights, assign=True)
+            finished[name].eval()
         return finished
 
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The modules with averaged weights, if on, for the time of the block."""
+        for name, average in self.averages.items():
+            average.store(self.modules[name].parameters())
+            average.copy_to(self.modules[name].parameters())
+        try:
+            yield
+        finally:
+            for name, average in self.averages.items():
+                average.restore(self.modules[name].parameters())
 
-def _bare(optimizer: Any) -> torch.optim.Optimizer:
-    return getattr(optimizer, "optimizer", optimizer)
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        return {f"{name}.{key}": p for name, module in self.modules.items() for key, p in plain(module).named_parameters()}
+
+    def _moments(self, optimizer: str) -> dict[str, Tensor]:
+        state = self.optimizers[optimizer].state
+        return {
+            f"{name}{_SEPARATOR}{key}": value for name, p in self._parameters().items() if p in state for key, value in state[p].items()
+        }
+
+    def _average(self, module: str) -> dict[str, Tensor]:
+        names = [name for name, _ in plain(self.modules[module]).named_parameters()]
+        return dict(zip(names, self.averages[module].shadow_params, strict=True))
 
 
-def _tensors(state: dict[str, Any]) -> dict[str, Tensor]:
-    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
+def _copy(targets: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+    for name, target in targets.items():
+        target.copy_(like(target, values[name]))
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # pyright: ignore[reportCallIssue]
+def _forward(schedule: torch.optim.lr_scheduler.LRScheduler, step: int) -> None:
+    """Puts a schedule, which is a function of the step, to where it was after ``step`` steps."""
+    schedule.load_state_dict({**schedule.state_dict(), "last_epoch": step - 1, "_step_count": step})
+    schedule.step()
 
 
-def _copy_whole(target: Tensor, value: Tensor) -> None:
-    if hasattr(target, "device_mesh"):  # sharded
-        from torch.distributed.tensor import distribute_tensor
-
-        value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements)  # pyright: ignore
-    target.copy_(value.to(target.device))
+def _require_same_shapes(module: str, mine: dict[str, Tensor], theirs: dict[str, Tensor], path: Path) -> None:
+    for name in {**mine, **theirs}:
+        now, then = (tuple(t[name].shape) if name in t else "absent" for t in (mine, theirs))
+        if now != then:
+            raise ValueError(
+                f"{path} belongs to another run: {name} of the module {module!r} was {then} and is now {now}; choose another output folder."
+            )
