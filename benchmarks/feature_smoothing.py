@@ -61,9 +61,7 @@ def wrapper_overhead(smoothed: SmoothedEncoder, image: torch.Tensor, n: int) -> 
             smoothed.encode(batch)
 
     pairs = [(seconds(lambda: sample_scores(smoothed, image, config), 1), seconds(bare, 1)) for _ in range(7)]
-    print(
-        f"wrapper: {statistics.median(ours / base for ours, base in pairs):.3f}x the bare batched encoder (n={n})"
-    )
+    print(f"wrapper: {statistics.median(ours / base for ours, base in pairs):.3f}x the bare batched encoder (n={n})")
 
 
 def bounds_share(smoothed: SmoothedEncoder, image: torch.Tensor, images: int = 1000) -> None:

@@ -22,11 +22,15 @@ class Study:
         name: of the study.
         output: folder; results go to ``units/``.
         settings: JSON-able; results of other settings are computed anew.
+
+    Attributes:
+        seconds: wall time that the units asked for so far took, whenever they were computed.
     """
 
     def __init__(self, name: str, output: str | Path, settings: dict[str, Any]) -> None:
         self.name, self.output = name, Path(output)
         self._settings = json.dumps(settings, sort_keys=True)
+        self.seconds = 0.0
         ensure_writable_folder(self.output / "units")
 
     def unit(self, key: str, work: Callable[[], Result]) -> Result:
@@ -43,10 +47,15 @@ class Study:
         slug = re.sub(r"[^A-Za-z0-9.]+", "-", key).strip("-")[:80]
         path = self.output / "units" / f"{slug}-{digest[:12]}.json"
         if path.is_file():
-            return json.loads(path.read_text(encoding="utf-8"))["result"]
+            record = json.loads(path.read_text(encoding="utf-8"))
+            self.seconds += record["seconds"]
+            return record["result"]
         started = time.monotonic()
-        text = json.dumps({"key": key, "result": work()}, indent=1)
+        result = work()
+        seconds = time.monotonic() - started
+        self.seconds += seconds
+        text = json.dumps({"key": key, "seconds": seconds, "result": result}, indent=1)
         with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
-        tqdm.write(f"{self.name}: {key} ({time.monotonic() - started:.1f} s)")
+        tqdm.write(f"{self.name}: {key} ({seconds:.1f} s)")
         return json.loads(text)["result"]

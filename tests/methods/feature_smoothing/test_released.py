@@ -11,7 +11,14 @@ from visiongraft.methods.feature_smoothing import released
 from visiongraft.methods.feature_smoothing.mapper import SmoothnessMapper
 from visiongraft.methods.feature_smoothing.unet_purifier import UNetPurifier
 
-TINY = {"image_size": 16, "num_channels": 32, "num_res_blocks": 1, "channel_mult": (1, 2, 2), "attention_resolutions": "8,4", "num_head_channels": 16}
+TINY = {
+    "image_size": 16,
+    "num_channels": 32,
+    "num_res_blocks": 1,
+    "channel_mult": (1, 2, 2),
+    "attention_resolutions": "8,4",
+    "num_head_channels": 16,
+}
 
 
 def source_tensors(config, seed=0):
@@ -39,7 +46,9 @@ def source_tensors(config, seed=0):
         add(f"{name}.proj_out.weight", channels, channels, 1), add(f"{name}.proj_out.bias", channels)
 
     base, multipliers = config["num_channels"], config["channel_mult"]
-    attends = [config["image_size"] // 2**level in map(int, config["attention_resolutions"].split(",")) for level in range(len(multipliers))]
+    attends = [
+        config["image_size"] // 2**level in map(int, config["attention_resolutions"].split(",")) for level in range(len(multipliers))
+    ]
     add("time_embed.0.weight", 4 * base, base), add("time_embed.0.bias", 4 * base)
     add("time_embed.2.weight", 4 * base, 4 * base), add("time_embed.2.bias", 4 * base)
     add("input_blocks.0.0.weight", base, 3, 3, 3), add("input_blocks.0.0.bias", base)
@@ -95,9 +104,13 @@ def reference_forward(tensors, config, x, t):
         return hidden + (conv(f"{name}.skip_connection", v, 0) if f"{name}.skip_connection.weight" in tensors else v)
 
     def attention(name, v):
-        batch, channels, height, width = v.shape
+        batch, channels = v.shape[:2]
         flat = v.flatten(2)
-        qkv = F.conv1d(F.group_norm(flat, 32, get(f"{name}.norm.weight"), get(f"{name}.norm.bias"), 1e-5), get(f"{name}.qkv.weight"), get(f"{name}.qkv.bias"))
+        qkv = F.conv1d(
+            F.group_norm(flat, 32, get(f"{name}.norm.weight"), get(f"{name}.norm.bias"), 1e-5),
+            get(f"{name}.qkv.weight"),
+            get(f"{name}.qkv.bias"),
+        )
         q, k, value = qkv.reshape(batch * channels // head, 3 * head, -1).chunk(3, dim=1)  # the legacy order: split within each head
         weights = torch.softmax(torch.einsum("bct,bcs->bts", q, k) / math.sqrt(head), dim=-1)
         mixed = torch.einsum("bts,bcs->bct", weights, value).reshape(batch, channels, -1)

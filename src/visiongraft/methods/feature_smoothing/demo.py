@@ -120,9 +120,9 @@ def _strip(
         title="The same encoder, bare and grafted",
         path=str(path),
         alt="Six images; an attack fools the bare encoder and not the grafted one",
-        caption=f"Attacks of l2 size {_EPS} (on average {255 * _EPS / 3072**0.5:.0f} grey levels a pixel) on held-out digits and on photographs: "
-        "larger than the certified radii, so standing firm here is measured, not certified. The bare encoder and the grafted one are each attacked "
-        "with full knowledge of themselves. The last column is one noisy copy after the purifier.",
+        caption=f"Attacks of l2 size {_EPS} (on average {255 * _EPS / 3072**0.5:.0f} grey levels a pixel) on held-out digits and on "
+        "photographs: larger than the certified radii, so standing firm here is measured, not certified. The bare encoder and "
+        "the grafted one are each attacked with full knowledge of themselves. The last column is one noisy copy after the purifier.",
     )
 
 

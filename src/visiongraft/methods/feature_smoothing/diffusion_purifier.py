@@ -8,10 +8,13 @@ from diffusers import ConfigMixin, ModelMixin, UNet2DModel
 from diffusers.configuration_utils import register_to_config
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
+
+from visiongraft.methods.feature_smoothing.unet_purifier import reflect_pad
 
 TimestepMode = Literal["ceil", "nearest", "fractional"]
 _STEPS, _BETA_FIRST, _BETA_LAST = 1000, 1e-4, 0.02
+SIGMA_RANGE = (0.005, 78.7)
+"""Noise levels that the diffusion schedule covers, in pixel units."""
 
 
 def alpha_bar() -> Float[Tensor, " steps"]:
@@ -33,17 +36,18 @@ def matched_timestep(sigma: float, mode: TimestepMode = "ceil") -> tuple[float, 
         (t, abar). For ``fractional``, abar is exactly that of sigma.
 
     Raises:
-        ValueError: a level outside the schedule (2 sigma from 0.0100 to 157.4).
+        ValueError: a level outside ``SIGMA_RANGE``.
 
     Source: denoised smoothing by diffusion (Carlini et al., arXiv 2206.10550); arXiv 2601.16200, Sec. 3.3.
     """
+    tolerance = 1e-6  # levels arrive as float32
+    if not SIGMA_RANGE[0] * (1 - tolerance) <= sigma <= SIGMA_RANGE[1] * (1 + tolerance):
+        raise ValueError(
+            f"The diffusion schedule covers noise levels sigma from {SIGMA_RANGE[0]:.4f} to {SIGMA_RANGE[1]}; got {sigma:.6g}."
+        )
     shares = alpha_bar()
     ratios = torch.sqrt((1 - shares) / shares)
     target = 2 * float(sigma)
-    if not float(ratios[0]) <= target <= float(ratios[-1]):
-        raise ValueError(
-            f"The diffusion schedule covers noise levels sigma from {float(ratios[0]) / 2:.4f} to {float(ratios[-1]) / 2:.1f}; got {sigma}."
-        )
     above = int(torch.searchsorted(ratios, torch.tensor(target, dtype=torch.float64)))
     if mode == "ceil" or above == 0:
         return float(above), float(shares[above])
@@ -58,7 +62,8 @@ class DiffusionPurifier(ModelMixin, ConfigMixin):
     """One-step denoising: the smoothing noise *is* the diffusion noise; none is added.
 
     x_t = sqrt(abar_t) (2 y - 1), eps = U-Net(x_t, t) (the first half of its outputs), x_0 = (x_t - sqrt(1 - abar_t) eps) / sqrt(abar_t).
-    The default configuration is the ImageNet 256 unconditional model (552.8 M parameters).
+    The default configuration is the ImageNet 256 unconditional model (552.8 M parameters). ``enable_gradient_checkpointing()`` lets
+    attacks and training go through it in far less memory.
 
     Args:
         sample_size: image side the U-Net was trained at; any side works.
@@ -106,25 +111,23 @@ class DiffusionPurifier(ModelMixin, ConfigMixin):
             freq_shift=0,
         )
 
-    def enable_gradient_checkpointing(self) -> None:
-        """Recomputes activations in the backward pass: attacks and training through the U-Net in far less memory."""
-        self.unet.enable_gradient_checkpointing()
-
     def forward(
         self, noisy: Float[Tensor, "batch channels height width"], sigma: Float[Tensor, " batch"], return_noise: bool = False
     ) -> (
         Float[Tensor, "batch channels height width"]
         | tuple[Float[Tensor, "batch channels height width"], Float[Tensor, "batch channels height width"]]
     ):
-        """Purified images, clipped to [0, 1]; with ``return_noise`` also the predicted unit noise.
+        """Purified images, clipped to [0, 1]; with ``return_noise`` also the estimate of N(0, I) in ``noisy``.
 
         Args:
             noisy: image + sigma * noise, unclipped, pixel units of [0, 1].
             sigma: noise level of each image.
 
         Raises:
-            ValueError: a noise level outside the schedule, or a size that does not halve, with ``pad=False``.
+            ValueError: other than 3 channels, a noise level outside ``SIGMA_RANGE``, or with ``pad=False`` a size that does not halve.
         """
+        if noisy.shape[1] != 3:
+            raise ValueError(f"The diffusion purifier expects 3 channels; got {noisy.shape[1]}.")
         levels, inverse = torch.unique(sigma, return_inverse=True)
         matched = [matched_timestep(float(level), self.config.t_mode) for level in levels]
         steps, shares = (torch.tensor(values, device=noisy.device, dtype=torch.float64)[inverse] for values in zip(*matched, strict=True))
@@ -135,13 +138,15 @@ class DiffusionPurifier(ModelMixin, ConfigMixin):
         scaled, noise = scaled[..., :height, :width], noise[..., :height, :width]
         clean = ((scaled - (1 - share).sqrt() * noise) / share.sqrt()).clamp(-1, 1)
         purified = ((clean + 1) / 2).to(noisy.dtype)
-        return (purified, noise) if return_noise else purified
+        if not return_noise:
+            return purified
+        # the matched step's noise differs a little from sigma, except with t_mode="fractional"
+        ratio = ((1 - share) / share).sqrt() / (2 * sigma.float().view(-1, 1, 1, 1))
+        return purified, noise * ratio
 
     def _padded(self, images: Tensor) -> Tensor:
         factor = 2 ** (len(self.config.block_out_channels) - 1)
         height, width = images.shape[2:]
-        if height % factor == 0 and width % factor == 0:
-            return images
-        if not self.config.pad:
+        if not self.config.pad and (height % factor or width % factor):
             raise ValueError(f"The diffusion purifier needs sides divisible by {factor}; got {height}x{width}. Resize, or set pad=True.")
-        return F.pad(images, (0, -width % factor, 0, -height % factor), mode="reflect")
+        return reflect_pad(images, factor)

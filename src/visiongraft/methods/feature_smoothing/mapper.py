@@ -100,11 +100,11 @@ class MapperBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with heads of width 64 (one head for narrower tokens)."""
+    """Multi-head self-attention with dim / 64 heads (one for narrower tokens), or the next smaller number that divides the width."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.heads = max(1, dim // 64)
+        self.heads = next(heads for heads in range(max(1, dim // 64), 0, -1) if dim % heads == 0)
         self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from visiongraft.media.images import list_images, read_image, resize
-from visiongraft.methods.feature_smoothing.diffusion_purifier import DiffusionPurifier
+from visiongraft.methods.feature_smoothing.diffusion_purifier import SIGMA_RANGE, DiffusionPurifier
 from visiongraft.methods.feature_smoothing.encoders import Encoder
 from visiongraft.methods.feature_smoothing.smoothing import TokenMode, reduce_tokens
 from visiongraft.training import Optimizer, Recipe
@@ -63,7 +63,13 @@ def feature_loss(
 
 
 def statistics_loss(clean: Float[Tensor, "batch tokens dim"], mapped: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, ""]:
-    """l_stats: squared differences of the mean and the standard deviation of each channel, over batch and tokens, summed."""
+    """l_stats: squared differences of the mean and the standard deviation of each channel, over batch and tokens, summed.
+
+    Raises:
+        ValueError: a single token, which has no standard deviation.
+    """
+    if clean.shape[0] * clean.shape[1] < 2:
+        raise ValueError("Token statistics need at least two tokens in a batch; got one. Raise the batch size.")
     a, b = clean.float().flatten(0, 1), mapped.float().flatten(0, 1)
     return ((a.mean(0) - b.mean(0)) ** 2 + (a.std(0) - b.std(0)) ** 2).sum()
 
@@ -89,6 +95,9 @@ class PurifierRecipe(Recipe):
         feature_weight, pixel_weight: lambda_1 and lambda_2.
         learning_rate, warmup_steps: AdamW with cosine schedule.
         modes: token reductions of the feature term.
+
+    Raises:
+        ValueError: noise levels that are not positive and increasing, or that the diffusion purifier does not cover.
     """
 
     def __init__(
@@ -105,6 +114,8 @@ class PurifierRecipe(Recipe):
     ) -> None:
         if not 0 < sigma_range[0] <= sigma_range[1]:
             raise ValueError(f"sigma_range must be positive and increasing; got {sigma_range}.")
+        if isinstance(purifier, DiffusionPurifier) and not SIGMA_RANGE[0] <= sigma_range[0] <= sigma_range[1] <= SIGMA_RANGE[1]:
+            raise ValueError(f"The diffusion purifier covers noise levels from {SIGMA_RANGE[0]} to {SIGMA_RANGE[1]}; got {sigma_range}.")
         self.encoder, self.images, self.sigma_range, self.modes = encoder.requires_grad_(False), images, sigma_range, modes
         self.feature_weight, self.pixel_weight = feature_weight, pixel_weight
         self.modules: dict[str, nn.Module] = {"purifier": purifier}
@@ -161,6 +172,9 @@ class MapperRecipe(Recipe):
         statistics_weight, identity_weight: lambda_3 and lambda_4.
         learning_rate, warmup_steps: AdamW (weight decay 0.01) with cosine schedule.
         modes: token reductions of the feature term.
+
+    Raises:
+        ValueError: a largest noise level that is not positive.
     """
 
     def __init__(
@@ -181,6 +195,7 @@ class MapperRecipe(Recipe):
         self.encoder, self.images, self.modes = encoder.requires_grad_(False), images, modes
         self.purifier = None if purifier is None else purifier.eval().requires_grad_(False)
         self.sigma_max, self.statistics_weight, self.identity_weight = sigma_max, statistics_weight, identity_weight
+        self._lowest = SIGMA_RANGE[0] if isinstance(purifier, DiffusionPurifier) else 1e-3  # a purifier needs some noise to expect
         self.modules: dict[str, nn.Module] = {"mapper": mapper}
         self.optimizers = {
             "main": Optimizer(
@@ -203,7 +218,7 @@ class MapperRecipe(Recipe):
         noisy, sigma, _ = add_noise(batch, (0.0, self.sigma_max), generator)
         with torch.no_grad():
             clean = self.encoder(batch)
-            purified = noisy if self.purifier is None else self.purifier(noisy, sigma.clamp(min=1e-3)).clamp(0, 1)
+            purified = noisy if self.purifier is None else self.purifier(noisy, sigma.clamp(min=self._lowest)).clamp(0, 1)
             tokens = self.encoder(purified)
         # one pass for both, since a wrapped module may be called once a step only
         levels = torch.cat([sigma, torch.zeros_like(sigma)])

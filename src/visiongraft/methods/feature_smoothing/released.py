@@ -1,10 +1,13 @@
 """Released checkpoints: guided diffusion (purifier), FARE and TeCoA (robust CLIP towers), and our own purifiers and mappers."""
 
+import inspect
 import json
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -17,6 +20,11 @@ Component = Literal["guided_diffusion_unet", "fare_clip", "tecoa_clip", "purifie
 COMPONENTS: tuple[Component, ...] = ("guided_diffusion_unet", "fare_clip", "tecoa_clip", "purifier", "mapper")
 HUB = {f"chs20/{name}{eps}-clip": f"{name}_clip" for name in ("fare", "tecoa") for eps in (2, 4)}
 _OURS = {"UNetPurifier": UNetPurifier, "DiffusionPurifier": DiffusionPurifier, "SmoothnessMapper": SmoothnessMapper}
+_IN_FOLDERS = {
+    "purifier": ("UNetPurifier", "DiffusionPurifier"),
+    "guided_diffusion_unet": ("DiffusionPurifier",),
+    "mapper": ("SmoothnessMapper",),
+}
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 
 IMAGENET_256 = {
@@ -30,10 +38,14 @@ IMAGENET_256 = {
     "class_cond": False,
     "use_scale_shift_norm": True,
     "resblock_updown": True,
+    "use_new_attention_order": False,
+    "diffusion_steps": 1000,
+    "noise_schedule": "linear",
+    "predict_xstart": False,
 }
 """Configuration keys of ``256x256_diffusion_uncond`` in the authors' scripts."""
 
-VIT_L_14 = {"image_size": 224, "patch_size": 14, "width": 1024, "layers": 24, "heads": 16, "embed_dim": 768}
+VIT_L_14 = {"image_size": 224, "patch_size": 14, "width": 1024, "layers": 24, "heads": 16, "head_width": 64, "embed_dim": 768}
 """Configuration of the FARE and TeCoA towers (open_clip's keys for ViT-L-14, flattened)."""
 
 
@@ -44,7 +56,7 @@ def load(path_or_hub_id: str | Path, component: Component | None = None, **confi
         path_or_hub_id: folder of ``save_pretrained``; a ``.safetensors`` file in the authors' layout; or one of ``HUB`` (its
             layout is read as published; it cannot be exercised without a network).
         component: what it holds. A folder says so itself; a file is a guided-diffusion U-Net for ``purifier``.
-        config: authors' configuration keys that differ from the released model's.
+        config: of a file, authors' configuration keys that differ from the released model's.
 
     Returns:
         The module in eval mode.
@@ -55,18 +67,21 @@ def load(path_or_hub_id: str | Path, component: Component | None = None, **confi
     """
     name = str(path_or_hub_id)
     if name in HUB:
-        return build(HUB[name], config, _read(_download(name))).eval()  # pyright: ignore[reportArgumentType]
+        return build(HUB[name], config, _read(_download(name))).eval()
     path = Path(path_or_hub_id)
     if path.is_dir():
+        if config:
+            raise ValueError(f"{path} has its own configuration; {', '.join(config)} cannot be given beside it.")
         return _load_folder(path, component)
-    if path.suffix in _PICKLES:
-        raise ValueError(
-            f"{path} is a pickle, which can run any code when it is loaded, and is refused. Convert it once, on a machine you can "
-            "afford to lose: s = torch.load(path, weights_only=True); "
-            "safetensors.torch.save_file({k: v.contiguous() for k, v in s.items()}, 'converted.safetensors')."
-        )
     if not path.is_file():
         raise FileNotFoundError(f"There is no file or folder {path}; give a folder, a .safetensors file, or one of {', '.join(HUB)}.")
+    if path.suffix in _PICKLES:
+        raise ValueError(
+            f"{path} is a pickle, which can run any code when it is loaded, and is refused. Convert it once and give the new file:\n"
+            "    import torch, safetensors.torch\n"
+            f"    tensors = torch.load({name!r}, weights_only=True, map_location='cpu')\n"
+            "    safetensors.torch.save_file({key: t.contiguous() for key, t in tensors.items()}, 'converted.safetensors')"
+        )
     kind = "guided_diffusion_unet" if component in (None, "purifier") else component
     built = build(kind, config, _read(path))
     return built.eval()
@@ -78,24 +93,33 @@ def _load_folder(folder: Path, component: Component | None) -> nn.Module:
         raise FileNotFoundError(f"{folder} has no config.json; give the folder that save_pretrained wrote.")
     try:
         name = json.loads((inner / "config.json").read_text()).get("_class_name")
-    except ValueError as error:
-        raise ValueError(f"{inner / 'config.json'} is not JSON ({error}).") from error
-    expected = {"purifier": ("UNetPurifier", "DiffusionPurifier"), "mapper": ("SmoothnessMapper",)}.get(component or "", tuple(_OURS))
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{inner / 'config.json'} is not the JSON that save_pretrained writes ({error}).") from error
+    expected = tuple(_OURS) if component is None else _IN_FOLDERS.get(component, ())
+    if not expected:
+        raise ValueError(f"A {component} is read from a .safetensors file or one of {', '.join(HUB)}; got the folder {folder}.")
     if name not in expected:
         raise ValueError(f"{inner} holds a {name}; expected {' or '.join(expected)}.")
     if not list(inner.glob("*.safetensors")):
         raise FileNotFoundError(f"{inner} has no *.safetensors weights (pickles are refused).")
     try:
-        return _OURS[name].from_pretrained(inner, use_safetensors=True).eval()
-    except (SafetensorError, OSError, RuntimeError) as error:
+        module, report = _OURS[name].from_pretrained(inner, use_safetensors=True, output_loading_info=True)
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"The weights in {inner} are damaged or do not fit their config: {str(error).splitlines()[0]}") from error
+    # Diffusers fills what is missing with random weights and a warning
+    _require_none([f"{kind} {key}" for kind in ("missing", "unexpected") for key in report[f"{kind}_keys"]], module)
+    return module.eval()
 
 
 def _download(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
 
-    folder = Path(snapshot_download(hub_id, allow_patterns=["*.safetensors", "*.json"]))
-    files = sorted(folder.glob("*.safetensors"))
+    try:
+        folder = Path(snapshot_download(hub_id, allow_patterns=["*.safetensors"]))
+    except (OSError, HfHubHTTPError) as error:
+        raise FileNotFoundError(f"{hub_id} is not in the local cache and cannot be downloaded: {str(error).splitlines()[0]}") from error
+    files = sorted(folder.glob("*.safetensors"), key=lambda file: (not file.name.startswith("open_clip"), file.name))
     if not files:
         raise ValueError(f"{hub_id} has no safetensors weights (pickles are refused); convert them and give the file.")
     return files[0]
@@ -108,38 +132,49 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is no safetensors file, or is damaged ({error}).") from error
 
 
-def build(component: Component, config: dict[str, Any], state_dict: dict[str, Tensor]) -> nn.Module:
+def build(component: str, config: dict[str, Any], state_dict: dict[str, Tensor]) -> nn.Module:
     """Our module from the authors' configuration keys and tensor names, loaded strictly.
 
     Args:
         component: one of ``COMPONENTS``.
-        config: authors' keys; those left out are the released model's (``IMAGENET_256``, ``VIT_L_14``). For ``purifier`` and
-            ``mapper`` our own constructor arguments.
-        state_dict: authors' tensor names; meta tensors build a module without memory.
+        config: authors' keys; those left out are the released model's (``IMAGENET_256``, ``VIT_L_14``; open_clip's
+            nested ``vision_cfg`` is accepted too). For ``purifier`` and ``mapper`` our own constructor arguments or ``config.json``.
+        state_dict: authors' tensor names. A CLIP tower's may have ``module.`` and ``visual.`` in front, and then a text tower
+            beside them, which is left out. Meta tensors build a module without memory.
 
     Raises:
         ValueError: an unknown component or configuration key; missing, unexpected or misshaped tensors, each named.
     """
-    if component == "guided_diffusion_unet":
-        settings = _settings(IMAGENET_256, config)
-        purifier = _diffusion_purifier(settings)
-        mapped = _guided_diffusion_names(settings, state_dict)
-        return _filled(purifier, {f"unet.{key}": value for key, value in mapped.items()})
-    if component in ("fare_clip", "tecoa_clip"):
-        settings = _settings(VIT_L_14, config)
-        return _filled(_clip_tower(settings), _open_clip_names(settings, state_dict))
-    if component == "purifier":
-        return _filled(UNetPurifier(**config), dict(state_dict))
-    if component == "mapper":
-        return _filled(SmoothnessMapper(**config), dict(state_dict))
-    raise ValueError(f"component must be one of {', '.join(COMPONENTS)}; got {component!r}.")
+    if component not in COMPONENTS:
+        raise ValueError(f"component must be one of {', '.join(COMPONENTS)}; got {component!r}.")
+    on_meta = any(tensor.is_meta for tensor in state_dict.values())
+    with torch.device("meta") if on_meta else nullcontext():
+        if component == "guided_diffusion_unet":
+            settings = _settings(IMAGENET_256, config, _NO_EFFECT)
+            mapped = _guided_diffusion_names(settings, state_dict)
+            return _filled(_diffusion_purifier(settings), {f"unet.{key}": value for key, value in mapped.items()})
+        if component in ("fare_clip", "tecoa_clip"):
+            return _filled(_clip_tower(_open_clip_settings(config)), _open_clip_names(_vision_tensors(state_dict)))
+        return _filled(_ours(component, config), dict(state_dict))
 
 
-def _settings(released: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    unknown = sorted(set(config) - set(released))
+def _ours(component: str, config: dict[str, Any]) -> nn.Module:
+    name = config.get("_class_name", _IN_FOLDERS[component][0])
+    if name not in _IN_FOLDERS[component]:
+        raise ValueError(f"A {component} is a {' or '.join(_IN_FOLDERS[component])}; got {name}.")
+    accepted = dict.fromkeys(inspect.signature(_OURS[name]).parameters)
+    given = {key: value for key, value in config.items() if not key.startswith("_")}
+    _settings(accepted, given)
+    if component == "mapper" and "dim" not in given:
+        raise ValueError("A mapper's configuration needs dim, the width of the encoder's tokens.")
+    return _OURS[name](**given)
+
+
+def _settings(released: dict[str, Any], config: dict[str, Any], ignored: tuple[str, ...] = ()) -> dict[str, Any]:
+    unknown = sorted(set(config) - set(released) - set(ignored))
     if unknown:
-        raise ValueError(f"Unknown configuration keys {', '.join(unknown)}; accepted: {', '.join(released)}.")
-    return {**released, **config}
+        raise ValueError(f"Unknown configuration keys {', '.join(unknown)}; accepted: {', '.join([*released, *ignored])}.")
+    return {**released, **{key: value for key, value in config.items() if key not in ignored}}
 
 
 def _filled(module: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
@@ -152,15 +187,24 @@ def _filled(module: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
         for key, value in expected.items()
         if key in weights and weights[key].shape != value.shape
     ]
-    if problems:
-        more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
-        raise ValueError(f"The checkpoint does not fit {type(module).__name__}: {'; '.join(problems[:4])}{more}.")
+    _require_none(problems, module)
     module.load_state_dict(weights, strict=True, assign=any(value.is_meta for value in weights.values()))
     return module
 
 
+def _require_none(problems: list[str], module: nn.Module) -> None:
+    if problems:
+        more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
+        raise ValueError(f"The checkpoint does not fit {type(module).__name__}: {'; '.join(problems[:4])}{more}.")
+
+
 # --- guided diffusion -------------------------------------------------------------------------------------------------
 
+# without effect on what the weights mean, at 1,000 steps and with the heads' width given
+_NO_EFFECT = ("num_heads", "num_heads_upsample", "dropout", "use_checkpoint", "use_fp16", "timestep_respacing", "use_kl")
+_NO_EFFECT += ("rescale_timesteps", "rescale_learned_sigmas")
+_REQUIRED = ("learn_sigma", "class_cond", "use_scale_shift_norm", "resblock_updown", "diffusion_steps", "noise_schedule", "predict_xstart")
+_DEFAULT_MULTIPLIERS = {256: (1, 1, 2, 2, 4, 4), 128: (1, 1, 2, 3, 4), 64: (1, 2, 3, 4)}
 _RES_BLOCK = {
     "in_layers.0": "norm1",
     "in_layers.2": "conv1",
@@ -172,7 +216,11 @@ _RES_BLOCK = {
 
 
 def _multipliers(settings: dict[str, Any]) -> tuple[int, ...]:
-    value = settings["channel_mult"]
+    value, size = settings["channel_mult"], settings["image_size"]
+    if value == "":
+        if size not in _DEFAULT_MULTIPLIERS:
+            raise ValueError(f"image_size {size} has no default channel_mult; give one such as '1,2,4'.")
+        return _DEFAULT_MULTIPLIERS[size]
     return tuple(int(v) for v in value.split(",")) if isinstance(value, str) else tuple(value)
 
 
@@ -184,9 +232,11 @@ def _attention_levels(settings: dict[str, Any]) -> tuple[int, ...]:
 
 
 def _diffusion_purifier(settings: dict[str, Any]) -> DiffusionPurifier:
-    for key, needed in (("learn_sigma", True), ("class_cond", False), ("use_scale_shift_norm", True), ("resblock_updown", True)):
-        if settings[key] is not needed:
-            raise ValueError(f"Only guided-diffusion models with {key}={needed} can be a purifier; got {settings[key]}.")
+    for key in _REQUIRED:
+        if settings[key] != IMAGENET_256[key]:
+            raise ValueError(f"Only guided-diffusion models with {key}={IMAGENET_256[key]} can be a purifier; got {settings[key]!r}.")
+    if settings["num_head_channels"] < 1:
+        raise ValueError(f"num_head_channels must be the heads' width, the same at all levels; got {settings['num_head_channels']}.")
     return DiffusionPurifier(
         sample_size=settings["image_size"],
         block_out_channels=tuple(settings["num_channels"] * m for m in _multipliers(settings)),
@@ -234,7 +284,7 @@ def _guided_diffusion_places(settings: dict[str, Any]) -> dict[str, str]:
 
 
 def _guided_diffusion_names(settings: dict[str, Any], state: dict[str, Tensor]) -> dict[str, Tensor]:
-    places, head, mapped = _guided_diffusion_places(settings), settings["num_head_channels"], {}
+    places, mapped = _guided_diffusion_places(settings), {}
     for key, value in state.items():
         match = re.match(r"((?:input_blocks|output_blocks)\.\d+\.\d+|middle_block\.\d+|time_embed\.\d+|out\.\d+)\.(.+)", key)
         place = places.get(match[1]) if match else None
@@ -247,27 +297,51 @@ def _guided_diffusion_names(settings: dict[str, Any], state: dict[str, Tensor]) 
             part, _, leaf = rest.rpartition(".")
             mapped[f"{target}.{_RES_BLOCK.get(part, part)}.{leaf}"] = value
         elif kind == "attention":
-            mapped.update(_attention_tensors(target, rest, value, head))
+            mapped.update(_attention_tensors(target, rest, value, settings))
         else:
             mapped[f"{target}.{rest}"] = value
     return mapped
 
 
-def _attention_tensors(target: str, rest: str, value: Tensor, head: int) -> dict[str, Tensor]:
-    """``norm``, ``qkv`` (1x1 convolution, interleaved as q, k, v within each head) and ``proj_out`` as linear layers."""
+def _attention_tensors(target: str, rest: str, value: Tensor, settings: dict[str, Any]) -> dict[str, Tensor]:
+    """``norm``, ``qkv`` (1x1 convolution: q, k, v within each head, in the newer order as thirds) and ``proj_out`` as linear layers."""
+    head = settings["num_head_channels"]
     part, _, leaf = rest.rpartition(".")
     if part == "norm":
         return {f"{target}.group_norm.{leaf}": value}
     if part == "proj_out":
         return {f"{target}.to_out.0.{leaf}": value.flatten(1) if leaf == "weight" else value}
     if part == "qkv" and value.shape[0] % (3 * head) == 0:
-        per_head = value.flatten(1) if leaf == "weight" else value
-        per_head = per_head.unflatten(0, (-1, 3, head))
+        rows = value.flatten(1) if leaf == "weight" else value
+        if settings["use_new_attention_order"]:
+            return {f"{target}.to_{name}.{leaf}": third for name, third in zip("qkv", rows.chunk(3), strict=True)}
+        per_head = rows.unflatten(0, (-1, 3, head))
         return {f"{target}.to_{name}.{leaf}": per_head[:, i].flatten(0, 1) for i, name in enumerate("qkv")}
     return {f"{target}.{rest}": value}
 
 
 # --- open_clip towers -------------------------------------------------------------------------------------------------
+
+
+_TEXT_TOWER = ("transformer.", "text.", "token_embedding.", "ln_final.", "positional_embedding")
+_TEXT_TOWER += ("text_projection", "logit_scale", "attn_mask")
+
+
+def _open_clip_settings(config: dict[str, Any]) -> dict[str, Any]:
+    flat = {**config, **config.get("vision_cfg", {})}
+    if flat.get("quick_gelu", True) is not True:
+        raise ValueError("FARE and TeCoA towers have quick_gelu=True, as OpenAI's CLIP; got another activation.")
+    settings = _settings(VIT_L_14, flat, ("vision_cfg", "text_cfg", "quick_gelu"))
+    return settings if "heads" in flat else {**settings, "heads": settings["width"] // settings["head_width"]}
+
+
+def _vision_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The vision tower's tensors; in a whole CLIP the text tower, whose names are the same but for the prefix, is left out."""
+    plain = {key.removeprefix("module.").removeprefix("model."): value for key, value in state.items()}
+    if not any(key.startswith("visual.") for key in plain):
+        return plain
+    kept = {key: value for key, value in plain.items() if key.startswith("visual.") or not key.startswith(_TEXT_TOWER)}
+    return {key.removeprefix("visual."): value for key, value in kept.items()}
 
 
 def _clip_tower(settings: dict[str, Any]) -> nn.Module:
@@ -296,24 +370,23 @@ _CLIP_LAYER = {
 }
 
 
-def _open_clip_names(settings: dict[str, Any], state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _open_clip_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     tower, mapped = "vision_model.", {}
     whole = {
         "class_embedding": f"{tower}embeddings.class_embedding",
         "positional_embedding": f"{tower}embeddings.position_embedding.weight",
         "conv1.weight": f"{tower}embeddings.patch_embedding.weight",
     }
-    for original, value in state.items():
-        key = original.removeprefix("module.").removeprefix("model.").removeprefix("visual.")
+    for key, value in state.items():
         layer = re.match(r"transformer\.resblocks\.(\d+)\.(.+)", key)
         if key in whole:
             mapped[whole[key]] = value
         elif key == "proj":
-            mapped["visual_projection.weight"] = value.T.contiguous()
+            mapped["visual_projection.weight"] = value.t().contiguous()
         elif key.startswith(("ln_pre.", "ln_post.")):
             name, leaf = key.split(".")
             mapped[f"{tower}{'pre_layrnorm' if name == 'ln_pre' else 'post_layernorm'}.{leaf}"] = value
-        elif layer and layer[2] in ("attn.in_proj_weight", "attn.in_proj_bias"):
+        elif layer and layer[2] in ("attn.in_proj_weight", "attn.in_proj_bias") and len(value) % 3 == 0:
             leaf = layer[2].removeprefix("attn.in_proj_")
             for name, third in zip("qkv", value.chunk(3), strict=True):
                 mapped[f"{tower}encoder.layers.{layer[1]}.self_attn.{name}_proj.{leaf}"] = third.contiguous()
@@ -321,5 +394,5 @@ def _open_clip_names(settings: dict[str, Any], state: dict[str, Tensor]) -> dict
             part, _, leaf = layer[2].rpartition(".")
             mapped[f"{tower}encoder.layers.{layer[1]}.{_CLIP_LAYER[part]}.{leaf}"] = value
         else:
-            mapped[original] = value  # reported as unexpected
+            mapped[key] = value  # reported as unexpected
     return mapped

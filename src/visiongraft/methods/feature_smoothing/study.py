@@ -5,7 +5,6 @@ everything are measured with nothing tuned in between.
 """
 
 import json
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,11 +38,10 @@ def load_parts(folder: Path) -> measure.Parts:
 
 def run_study(config: StudyConfig) -> Report:
     """Trains and measures every seed, writes report.json, report.md and figures to ``config.output``, and returns the report."""
-    started = time.monotonic()
     settings = json.loads(json.dumps({k: v for k, v in asdict(config).items() if k not in ("output", "seeds")}, default=str))
     study = Study(name="feature_smoothing", output=config.output, settings=settings)
     results = [_one_seed(study, config, seed) for seed in config.seeds]
-    report = study_report(config, results, settings, time.monotonic() - started)
+    report = study_report(config, results, settings, study.seconds)
     report.write(config.output)
     return report
 

@@ -66,20 +66,20 @@ class UNetPurifier(ModelMixin, ConfigMixin):
     def forward(
         self, noisy: Float[Tensor, "batch channels height width"], sigma: Float[Tensor, " batch"]
     ) -> Float[Tensor, "batch channels height width"]:
-        """Purified images, around [0, 1] but not clipped (a clip would stop gradients); any size.
+        """Purified images, around [0, 1] but not clipped (a clip would stop gradients); any size that can be padded.
 
         Args:
             noisy: image + sigma * noise, unclipped, pixel units of [0, 1].
             sigma: noise level of each image, positive.
 
         Raises:
-            ValueError: another number of channels.
+            ValueError: another number of channels, or images too small to halve at every level.
         """
         if noisy.shape[1] != self.config.in_channels:
             raise ValueError(f"The purifier expects {self.config.in_channels} channels; got {noisy.shape[1]}.")
         height, width = noisy.shape[2:]
         factor = self.config.patch_size * 2 ** (len(self.config.widths) - 1)
-        padded = F.pad(noisy, (0, -width % factor, 0, -height % factor), mode="reflect") if (height % factor or width % factor) else noisy
+        padded = reflect_pad(noisy, factor)
         level = sigma.float().view(-1, 1, 1, 1)
         variance, data_variance = level**2, self.config.data_std**2
         centred = padded.float() - 0.5
@@ -127,6 +127,23 @@ class ResidualBlock(nn.Module):
         scale, shift = self.film(embedding)[:, :, None, None].chunk(2, dim=1)
         hidden = self.norm2(hidden) * (1 + scale) + shift
         return self.shortcut(x) + self.conv2(F.silu(hidden))
+
+
+def reflect_pad(
+    images: Float[Tensor, "batch channels height width"], factor: int
+) -> Float[Tensor, "batch channels padded_height padded_width"]:
+    """Images reflected at the bottom and right, to sides divisible by ``factor``; unchanged where they are.
+
+    Raises:
+        ValueError: a side that is too short to be reflected.
+    """
+    down, across = -images.shape[2] % factor, -images.shape[3] % factor
+    if down >= images.shape[2] or across >= images.shape[3]:
+        raise ValueError(
+            f"The purifier halves images to sides divisible by {factor}; {images.shape[2]}x{images.shape[3]} pixels are too few to pad "
+            f"to that by reflection. Give sides of more than {factor // 2} pixels."
+        )
+    return F.pad(images, (0, across, 0, down), mode="reflect") if down or across else images
 
 
 def noise_features(sigma: Float[Tensor, " batch"], dim: int = 64, floor: float = 1e-3) -> Float[Tensor, "batch dim"]:

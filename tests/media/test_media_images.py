@@ -1,0 +1,118 @@
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from visiongraft.media.images import center_square, list_images, read_image, resize, save_image, to_image_tensor
+
+
+@pytest.fixture
+def pixels():
+    return np.random.default_rng(0).integers(0, 256, (6, 4, 3), dtype=np.uint8)
+
+
+def test_png_round_trip_is_exact(tmp_path, pixels):
+    image = to_image_tensor(pixels)
+    save_image(image, tmp_path / "a.png")
+    assert torch.equal(read_image(tmp_path / "a.png"), image)
+
+
+def test_exif_orientation_is_applied(tmp_path, pixels):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn a quarter clockwise to see it upright
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    assert torch.equal(read_image(tmp_path / "turned.png"), to_image_tensor(np.rot90(pixels, -1)))
+
+
+def test_every_mode_becomes_rgb_in_the_unit_range(tmp_path, pixels):
+    upright = to_image_tensor(pixels)
+    grey = np.array(Image.fromarray(pixels).convert("L"))
+    deep = grey.astype(np.uint16) * 257
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    Image.fromarray(pixels).convert("CMYK").save(tmp_path / "ink.tif")
+    Image.fromarray(pixels).quantize(24).save(tmp_path / "palette.png")
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    grey_tensor = torch.from_numpy(grey).float().expand(3, -1, -1) / 255
+    assert torch.allclose(read_image(tmp_path / "deep.png"), grey_tensor, atol=1e-4)
+    assert torch.equal(read_image(tmp_path / "grey.png"), grey_tensor)
+    assert torch.allclose(read_image(tmp_path / "ink.tif"), upright, atol=0.02)
+    assert torch.allclose(read_image(tmp_path / "palette.png"), upright, atol=0.2)
+
+
+def test_transparency_is_laid_on_white():
+    rgba = np.zeros((1, 2, 4), np.uint8)
+    rgba[0, 1] = (255, 0, 0, 128)
+    image = to_image_tensor(Image.fromarray(rgba))
+    assert image[:, 0, 0].tolist() == [1, 1, 1]
+    assert torch.allclose(image[:, 0, 1], torch.tensor([1, 127 / 255, 127 / 255]), atol=1e-6)
+
+
+def huge_png(path, side):
+    """A PNG whose header says side x side pixels, with no data to speak of."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))
+
+
+@pytest.mark.parametrize("side", [12_000, 60_000])
+def test_a_decompression_bomb_is_refused_from_its_header(tmp_path, side):
+    huge_png(tmp_path / "bomb.png", side)
+    with pytest.raises(ValueError, match=r"pixels(, more)? than the 100,000,000 accepted|more pixels than"):
+        read_image(tmp_path / "bomb.png")
+
+
+def test_files_that_are_no_images_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no image file"):
+        read_image(tmp_path / "missing.png")
+    (tmp_path / "text.png").write_text("hello")
+    with pytest.raises(ValueError, match="not an image that can be read"):
+        read_image(tmp_path / "text.png")
+    noise = np.random.default_rng(1).integers(0, 256, (80, 80, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "torn.png")
+    (tmp_path / "torn.png").write_bytes((tmp_path / "torn.png").read_bytes()[:4000])
+    with pytest.raises(ValueError, match="damaged"):
+        read_image(tmp_path / "torn.png")
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.full((2, 2, 3), np.nan, np.float32), "NaN or infinite"),
+        (np.full((2, 2, 3), 200.0, np.float32), "divide by 255"),
+        (np.full((2, 2, 3), -1.5, np.float32), "undo the encoder's normalisation"),
+        (np.zeros((2, 2, 5), np.uint8), "1, 3 or 4 channels"),
+        (np.zeros((2, 2, 3), np.int64), "uint8, or floating point"),
+        (torch.zeros(2, 3), "1, 3 or 4 channels"),
+    ],
+)
+def test_arrays_that_are_no_images_are_refused_with_a_hint(image, message):
+    with pytest.raises(ValueError, match=message):
+        to_image_tensor(image)
+
+
+def test_images_of_a_folder_come_in_natural_order(tmp_path):
+    for name in ("b10.png", "b2.PNG", "a.jpg", "notes.txt"):
+        (tmp_path / name).write_bytes(b"")
+    assert [p.name for p in list_images(tmp_path)] == ["a.jpg", "b2.PNG", "b10.png"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="has no images"):
+        list_images(tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match="no image or folder"):
+        list_images(tmp_path / "nowhere")
+
+
+def test_resizing_keeps_constants_and_suppresses_what_the_small_size_cannot_show():
+    assert torch.allclose(resize(torch.full((3, 40, 30), 0.3), (7, 9)), torch.full((3, 7, 9), 0.3), atol=1e-6)
+    stripes = (torch.arange(64) % 2).float().expand(3, 64, 64)
+    assert (resize(stripes, (16, 16)) - 0.5).abs().max() < 0.1
+
+
+def test_center_square_is_the_middle():
+    image = torch.arange(3 * 4 * 8).view(3, 4, 8).float()
+    assert torch.equal(center_square(image), image[:, :, 2:6])
