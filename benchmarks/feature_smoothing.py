@@ -14,7 +14,7 @@ import torch
 
 from visiongraft.methods.feature_smoothing import CertificateConfig, EncoderConfig, SmoothedEncoder, SmoothingConfig, load_smoothed
 from visiongraft.methods.feature_smoothing.bounds import BOUNDS, certified_radius, cosine_bound
-from visiongraft.methods.feature_smoothing.certify import certificate, image_generator, sample_scores
+from visiongraft.methods.feature_smoothing.certification import certificate, image_generator, sample_scores
 from visiongraft.methods.feature_smoothing.smoothing import draw_noise
 from visiongraft.worlds.captioned import held_out_images
 

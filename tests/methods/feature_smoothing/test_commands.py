@@ -9,7 +9,7 @@ from PIL import Image
 
 from visiongraft.cli import main
 from visiongraft.methods.feature_smoothing import report as report_module
-from visiongraft.methods.feature_smoothing.certify import DISCLAIMER
+from visiongraft.methods.feature_smoothing.certification import DISCLAIMER
 from visiongraft.worlds.scans import scanned_digits
 
 FAST = ["--n", "40", "--n_ref", "4", "--token_mode", "pooled"]

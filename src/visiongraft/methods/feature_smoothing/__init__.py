@@ -12,24 +12,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from visiongraft.methods.feature_smoothing.attach import FeatureSpec, attach, detach
+    from visiongraft.methods.feature_smoothing.attachment import FeatureSpec, attach, detach
     from visiongraft.methods.feature_smoothing.bounds import certified_radius, cosine_bound, deployed_bound
-    from visiongraft.methods.feature_smoothing.certify import Certificate, CertificateConfig, certify
+    from visiongraft.methods.feature_smoothing.certification import Certificate, CertificateConfig, certify
     from visiongraft.methods.feature_smoothing.confidence import lower_bound
     from visiongraft.methods.feature_smoothing.encoders import Encoder, load_encoder
     from visiongraft.methods.feature_smoothing.pipeline import EncoderConfig, ZeroShot, load_smoothed
     from visiongraft.methods.feature_smoothing.smoothing import SmoothedEncoder, SmoothingConfig
 
 _HOME = {
-    "FeatureSpec": "attach",
-    "attach": "attach",
-    "detach": "attach",
+    "FeatureSpec": "attachment",
+    "attach": "attachment",
+    "detach": "attachment",
     "certified_radius": "bounds",
     "cosine_bound": "bounds",
     "deployed_bound": "bounds",
-    "Certificate": "certify",
-    "CertificateConfig": "certify",
-    "certify": "certify",
+    "Certificate": "certification",
+    "CertificateConfig": "certification",
+    "certify": "certification",
     "lower_bound": "confidence",
     "Encoder": "encoders",
     "load_encoder": "encoders",
@@ -65,5 +65,5 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value  # also replaces a submodule of the same name
+    globals()[name] = value
     return value

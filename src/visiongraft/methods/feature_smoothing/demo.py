@@ -9,7 +9,7 @@ from visiongraft.media.images import center_square, resize
 from visiongraft.methods.feature_smoothing import figures
 from visiongraft.methods.feature_smoothing.attacks import AttackConfig, eot_cosine_objective, pgd
 from visiongraft.methods.feature_smoothing.bounds import cosine_bound
-from visiongraft.methods.feature_smoothing.certify import DISCLAIMER, Certificate, CertificateConfig, certify
+from visiongraft.methods.feature_smoothing.certification import DISCLAIMER, Certificate, CertificateConfig, certify
 from visiongraft.methods.feature_smoothing.pipeline import WEIGHTS, EncoderConfig, ZeroShot, load_smoothed
 from visiongraft.methods.feature_smoothing.smoothing import SmoothedEncoder, SmoothingConfig, unit
 from visiongraft.studies import Figure, Report, Section, Table

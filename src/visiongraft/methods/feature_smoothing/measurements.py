@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from visiongraft.methods.feature_smoothing.attacks import AttackConfig, eot_cosine_objective, pgd
 from visiongraft.methods.feature_smoothing.bounds import BOUNDS
-from visiongraft.methods.feature_smoothing.certify import CertificateConfig, certificate, sample_scores
+from visiongraft.methods.feature_smoothing.certification import CertificateConfig, certificate, sample_scores
 from visiongraft.methods.feature_smoothing.confidence import lower_bound
 from visiongraft.methods.feature_smoothing.encoders import Encoder
 from visiongraft.methods.feature_smoothing.mapper import SmoothnessMapper

@@ -17,7 +17,7 @@ from visiongraft.media.files import append_jsonl, atomic_write, ensure_writable_
 from visiongraft.media.images import list_images, save_image
 from visiongraft.methods.feature_smoothing.attacks import AttackConfig, AttackResult, apgd, eot_cosine_objective, pgd
 from visiongraft.methods.feature_smoothing.bounds import BOUNDS, cosine_bound
-from visiongraft.methods.feature_smoothing.certify import DISCLAIMER, CertificateConfig, certify
+from visiongraft.methods.feature_smoothing.certification import DISCLAIMER, CertificateConfig, certify
 from visiongraft.methods.feature_smoothing.commands import AttackOptions, CertifyOptions, Protection
 from visiongraft.methods.feature_smoothing.figures import bound_against_attack
 from visiongraft.methods.feature_smoothing.pipeline import EncoderConfig, ZeroShot, load_smoothed, prepare_image

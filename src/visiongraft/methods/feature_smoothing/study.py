@@ -14,7 +14,7 @@ import torch
 
 from visiongraft.methods.feature_smoothing import measurements as measure
 from visiongraft.methods.feature_smoothing.attacks import AttackConfig
-from visiongraft.methods.feature_smoothing.certify import CertificateConfig
+from visiongraft.methods.feature_smoothing.certification import CertificateConfig
 from visiongraft.methods.feature_smoothing.encoders import load_encoder
 from visiongraft.methods.feature_smoothing.mapper import SmoothnessMapper
 from visiongraft.methods.feature_smoothing.pipeline import WEIGHTS, ZeroShot

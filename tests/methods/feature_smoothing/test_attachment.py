@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from visiongraft.methods.feature_smoothing.attach import attach, detach
+from visiongraft.methods.feature_smoothing.attachment import attach, detach
 from visiongraft.methods.feature_smoothing.encoders import Encoder
 from visiongraft.methods.feature_smoothing.normalisation import normalise
 from visiongraft.methods.feature_smoothing.smoothed_tower import FeatureSpec, SmoothedVisionTower

@@ -6,7 +6,7 @@ import torch
 from scipy.stats import norm
 from torch import nn
 
-from visiongraft.methods.feature_smoothing.certify import (
+from visiongraft.methods.feature_smoothing.certification import (
     DISCLAIMER,
     CertificateConfig,
     certify,
