@@ -92,8 +92,8 @@ def study_report(config: StudyConfig, results: list[dict[str, Any]], settings: d
             + (
                 "All seeds use the bundled weights; they vary the held-out images, the noise and the attacks."
                 if config.bundled
-                else "Encoder, purifier and mapper of every seed were trained on clean images and on Gaussian noise only; no attack was seen "
-                "in training. Noise level and radii were chosen on the encoder of seed 0, from its accuracy under noise and under "
+                else "Encoder, purifier and mapper of every seed were trained on clean images and on Gaussian noise only; no attack was "
+                "seen in training. Noise level and radii were chosen on the encoder of seed 0, from its accuracy under noise and under "
                 "undefended attack, before any defence was attacked."
             ),
         ],
