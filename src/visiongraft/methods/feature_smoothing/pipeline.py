@@ -49,7 +49,9 @@ def load_smoothed(choice: EncoderConfig, smoothing: SmoothingConfig) -> Smoothed
     mapper = load_part(choice.mapper, "mapper", small)
     for part in (purifier, mapper):
         if part is not None:
-            part.to(device=device, dtype=dtype)
+            part.to(device)
+            if dtype != torch.float32:  # Diffusers warns at every cast
+                part.to(dtype)
     size = encoder.image_size or (224, 224)
     probe = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
     check_batch_independent(encoder, probe, tolerance=1e-3 if dtype == torch.float32 else 5e-2)
