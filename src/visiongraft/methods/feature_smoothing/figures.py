@@ -39,7 +39,7 @@ def bound_against_attack(
         for name, values in reached.items():
             axes.plot(attack_eps, values, "o", color=COLOURS[name], label=f"attacked: {_compared(name)}")
         axes.set(xlabel="l2 radius (pixel units of [0, 1])", ylabel="cosine similarity", ylim=(-0.02, 1.03))
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.18))
         save_figure(figure, path)
         plt.close(figure)
     return path
@@ -58,7 +58,7 @@ def certified_accuracy_curves(path: Path, radii: Sequence[float], curves: dict[s
         for name, values in curves.items():
             axes.step(radii, values, where="post", label=name)
         axes.set(xlabel="l2 radius (pixel units of [0, 1])", ylabel="certified accuracy", ylim=(-0.02, 1.03), title=title)
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.18))
         save_figure(figure, path)
         plt.close(figure)
     return path
