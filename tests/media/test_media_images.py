@@ -80,6 +80,49 @@ def test_files_that_are_no_images_are_named(tmp_path):
         read_image(tmp_path / "torn.png")
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM"])
+def test_a_file_with_flipped_bytes_gives_an_image_or_an_error_that_names_it(tmp_path, pixels, format):
+    path, generator = tmp_path / f"a.{format.lower()}", np.random.default_rng(0)
+    Image.fromarray(pixels).save(path, format=format)
+    whole, outcomes = path.read_bytes(), set()
+    for _ in range(150):
+        flipped = np.frombuffer(whole, np.uint8).copy()
+        flipped[generator.integers(0, min(len(whole), 120), 3)] = generator.integers(0, 256, 3)
+        path.write_bytes(flipped)
+        try:
+            image = read_image(path, max_pixels=100_000)
+            assert image.shape[0] == 3 and image.min() >= 0 and image.max() <= 1
+            outcomes.add("image")
+        except ValueError as error:
+            assert str(path) in str(error)
+            outcomes.add("error")
+    assert "error" in outcomes
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, pixels, monkeypatch):
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Image, "open", refuse)
+    with pytest.raises(PermissionError, match=r"a\.png may not be read"):
+        read_image(tmp_path / "a.png")
+
+
+def test_nan_pixels_of_a_file_are_told_with_its_name(tmp_path):
+    Image.fromarray(np.full((2, 2), np.nan, np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match=r"a\.tif: The image contains NaN"):
+        read_image(tmp_path / "a.tif")
+
+
+def test_byte_order_does_not_change_an_image(pixels):
+    deep = pixels.astype(np.uint16) * 257
+    assert torch.equal(to_image_tensor(deep.astype(">u2")), to_image_tensor(deep))
+    assert torch.allclose(to_image_tensor(deep), to_image_tensor(pixels), atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("image", "message"),
     [
@@ -97,9 +140,9 @@ def test_arrays_that_are_no_images_are_refused_with_a_hint(image, message):
 
 
 def test_images_of_a_folder_come_in_natural_order(tmp_path):
-    for name in ("b10.png", "b2.PNG", "a.jpg", "notes.txt"):
+    for name in ("b10.png", "b2.PNG", "a.jpg", "notes.txt", ".b2-half-written.png", "b²3.png"):
         (tmp_path / name).write_bytes(b"")
-    assert [p.name for p in list_images(tmp_path)] == ["a.jpg", "b2.PNG", "b10.png"]
+    assert [p.name for p in list_images(tmp_path)] == ["a.jpg", "b2.PNG", "b10.png", "b²3.png"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="has no images"):
         list_images(tmp_path / "empty")

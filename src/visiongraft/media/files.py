@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 @contextmanager
@@ -57,19 +57,36 @@ def ensure_writable_folder(folder: str | Path) -> Path:
 
 
 def append_jsonl(path: str | Path, row: dict[str, Any]) -> None:
-    """Appends one row and flushes it to disk; a line that a kill left unfinished is cut off first."""
-    path = Path(path)
-    with path.open("ab+") as file:
-        end = file.seek(0, os.SEEK_END)
-        if end:
-            file.seek(end - 1)
+    """Appends one row and flushes it to disk.
+
+    A last line without its line break is what a kill left: it is completed where it is whole, and cut off where it is not, so
+    that the file goes on from the rows that :func:`read_jsonl` gives.
+
+    Raises:
+        ValueError: NaN or infinity, which JSON does not have.
+    """
+    line = json.dumps(row, allow_nan=False) + "\n"
+    with Path(path).open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
-                file.seek(0)
-                file.truncate(file.read().rfind(b"\n") + 1)
-        file.seek(0, os.SEEK_END)
-        file.write((json.dumps(row, allow_nan=False) + "\n").encode())
+                line = _end_last_line(file) + line
+        file.write(line.encode())
         file.flush()
         os.fsync(file.fileno())
+
+
+def _end_last_line(file: BinaryIO) -> str:
+    """The line break that a whole last line lacks; an unfinished one is cut off and needs none."""
+    file.seek(0)
+    content = file.read()
+    start = content.rfind(b"\n") + 1
+    try:
+        json.loads(content[start:])
+    except ValueError:
+        file.truncate(start)
+        return ""
+    return "\n"
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
@@ -79,7 +96,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
         ValueError: a line before the last that is not JSON; the message names it.
     """
     path = Path(path)
-    lines = path.read_text().split("\n")
+    lines = path.read_text(encoding="utf-8").split("\n")
     rows = []
     for number, line in enumerate(lines, 1):
         if not line.strip():

@@ -2,6 +2,8 @@
 
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -31,24 +33,40 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Float[Tensor, 
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not an image, a damaged one, or more than ``max_pixels``.
+        PermissionError: the file may not be read.
+        ValueError: not an image, a damaged one, more than ``max_pixels``, or NaN pixels; the message names the file.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no image file {path}.")
+    with _decoding(path):
+        image = Image.open(path)
+    with image:
+        width, height = image.size
+        if width * height > max_pixels:
+            raise ValueError(f"{path} has {width}x{height} pixels, more than the {max_pixels:,} accepted; reduce it first.")
+        with _decoding(path):
+            upright = ImageOps.exif_transpose(image)
+    try:
+        return to_image_tensor(upright)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+@contextmanager
+def _decoding(path: Path) -> Iterator[None]:
+    """Turns whatever Pillow raises on a file that it cannot decode into one sentence that names the file."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
-            with Image.open(path) as image:
-                width, height = image.size
-                if width * height > max_pixels:
-                    raise ValueError(f"{path} has {width}x{height} pixels, more than the {max_pixels:,} accepted; reduce it first.")
-                return to_image_tensor(ImageOps.exif_transpose(image))
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # read_image has a limit of its own
+            yield
     except UnidentifiedImageError as error:
         raise ValueError(f"{path} is not an image that can be read; give a PNG, JPEG, WebP, TIFF or BMP file.") from error
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{path} has more pixels than the {max_pixels:,} accepted; reduce it first.") from error
-    except (OSError, SyntaxError, EOFError) as error:
+        raise ValueError(f"{path} has more pixels than Pillow decodes ({error}); reduce it first.") from error
+    except PermissionError as error:
+        raise PermissionError(f"The image {path} may not be read; change its permissions.") from error
+    except Exception as error:  # damaged files make decoders raise nearly anything, struct.error among it
         raise ValueError(f"{path} is damaged and cannot be decoded ({error}).") from error
 
 
@@ -65,7 +83,7 @@ def to_image_tensor(image: Image.Image | np.ndarray | Tensor) -> Float[Tensor, "
     if isinstance(image, Image.Image):
         image = _pil_to_array(image)
     if isinstance(image, np.ndarray):
-        image = np.array(image)  # a writable copy
+        image = np.array(image, dtype=image.dtype.newbyteorder("="))  # a writable copy
         if image.dtype == np.uint16:
             image = image.astype(np.float32) / 65535
         pixels = torch.from_numpy(image)
@@ -116,7 +134,7 @@ def _pil_to_array(image: Image.Image) -> np.ndarray:
 
 
 def list_images(path: str | Path) -> list[Path]:
-    """The image file itself, or the image files of a folder in natural order (2 before 10).
+    """The image file itself, or the image files of a folder in natural order (2 before 10), hidden ones left out.
 
     Raises:
         FileNotFoundError: no such file or folder, or a folder without images.
@@ -126,10 +144,10 @@ def list_images(path: str | Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise FileNotFoundError(f"There is no image or folder {path}.")
-    found = [file for file in path.iterdir() if file.suffix.lower() in _SUFFIXES and file.is_file()]
+    found = [file for file in path.iterdir() if file.suffix.lower() in _SUFFIXES and file.name[0] != "." and file.is_file()]
     if not found:
         raise FileNotFoundError(f"The folder {path} has no images ({', '.join(sorted(_SUFFIXES))}).")
-    return sorted(found, key=lambda file: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", file.name)])
+    return sorted(found, key=lambda file: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", file.name)])
 
 
 def save_image(image: Float[Tensor, "3 height width"], path: str | Path) -> Path:

@@ -41,23 +41,40 @@ class Claim:
                 "give one of each for every seed."
             )
 
+    @property
+    def verdict(self) -> str:
+        """In words: held, or did not hold."""
+        return "held" if self.held else "did not hold"
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> "Claim":
-        """Inverse of :meth:`to_dict`."""
-        without = record["without"]
-        values = {"without": None if without is None else tuple(without), "with_graft": tuple(record["with_graft"])}
+        """Inverse of :meth:`to_dict`; values may also be text such as "inf", which JSON has no number for."""
+        without, with_graft = record["without"], record["with_graft"]
+        values = {"without": None if without is None else tuple(map(float, without)), "with_graft": tuple(map(float, with_graft))}
         return cls(**{**record, **values})
 
 
-def spread(values: Sequence[float] | None, digits: int = 3) -> str:
+def mean_text(values: Sequence[float] | None) -> str:
+    """Mean over seeds, such as "0.912"; a dash for nothing."""
+    return "–" if values is None else _text(sum(values) / len(values), values)
+
+
+def range_text(values: Sequence[float] | None) -> str:
+    """Range over seeds, such as "0.900 to 0.930"; empty for fewer than two."""
+    return "" if values is None or len(values) < 2 else f"{_text(min(values), values)} to {_text(max(values), values)}"
+
+
+def spread(values: Sequence[float] | None) -> str:
     """Mean with the range over seeds, such as "0.912 (0.900 to 0.930)"; a dash for nothing."""
-    if values is None:
-        return "–"
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return f"{mean:.{digits}f}"
-    return f"{mean:.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+    between = range_text(values)
+    return f"{mean_text(values)} ({between})" if between else mean_text(values)
+
+
+def _text(value: float, values: Sequence[float]) -> str:
+    """Three decimals, or three digits where all values are tiny or one is large."""
+    largest = max(map(abs, values))
+    return f"{value:.3f}" if largest == 0 or 0.01 <= largest < 1000 else f"{value:.3g}"

@@ -12,15 +12,20 @@ _PALETTE = ("#3b6fb6", "#c8553d", "#4f8f57", "#8a5fa8", "#d29922", "#4a9aa5", "#
 
 @contextmanager
 def plot_style() -> Iterator[None]:
-    """Matplotlib's non-interactive backend and the common style, inside the block only."""
+    """Matplotlib's backend without windows and the common style, inside the block only.
+
+    The style starts from Matplotlib's own defaults, so that pictures do not depend on the user's settings. A backend that was
+    chosen before is chosen again after the block.
+    """
     import matplotlib
 
+    before = matplotlib.get_backend(auto_select=False)
     with matplotlib.rc_context():
+        matplotlib.rcdefaults()
         matplotlib.use("agg")
         matplotlib.rcParams.update(
             {
                 "font.size": 10,
-                "font.family": "sans-serif",
                 "axes.prop_cycle": matplotlib.cycler(color=_PALETTE),  # pyright: ignore[reportAttributeAccessIssue]
                 "axes.spines.top": False,
                 "axes.spines.right": False,
@@ -30,11 +35,13 @@ def plot_style() -> Iterator[None]:
                 "grid.color": "#e6e9ed",
                 "lines.linewidth": 1.8,
                 "legend.frameon": False,
-                "figure.facecolor": "white",
-                "savefig.facecolor": "white",
             }
         )
-        yield
+        try:
+            yield
+        finally:
+            if before is not None:
+                matplotlib.use(before, force=False)
 
 
 def save_figure(figure: Any, path: str | Path) -> Path:

@@ -1,6 +1,7 @@
 """What a study found: claims, tables, figures and notes, as JSON for programs and Markdown for people."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,11 +57,14 @@ class Report:
     version: str = ""
 
     def write(self, folder: str | Path) -> Path:
-        """Writes ``report.json`` and ``report.md``, each atomically, and returns the folder."""
+        """Writes ``report.json`` and ``report.md``, each atomically, and returns the folder.
+
+        Infinity and NaN, which JSON has no numbers for, are written as the texts "inf" and "nan".
+        """
         folder = Path(folder)
-        record = {**asdict(self), "claims": [claim.to_dict() for claim in self.claims]}
+        record = _strict({**asdict(self), "claims": [claim.to_dict() for claim in self.claims]})
         with atomic_write(folder / "report.json") as path:
-            path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            path.write_text(json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
         with atomic_write(folder / "report.md") as path:
             path.write_text(self.to_markdown(), encoding="utf-8")
         return folder
@@ -85,31 +89,19 @@ class Report:
                 "seeds": tuple(record["seeds"]),
             }
             return cls(**{**record, **parts})
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is not a report of a study ({error}).") from error
 
     def to_markdown(self) -> str:
         """The report as Markdown, claims first; its headings start at level 3."""
-        lines = [
-            f"### Study: {self.title}",
-            "",
-            f"Seeds {', '.join(map(str, self.seeds))}; {self.elapsed_s / 60:.0f} minutes; visiongraft {self.version}.",
-            "",
-            *_rows(
-                ["claim", "quantity", "without", "with the graft", "held here", "rule"],
-                [
-                    [
-                        f"{c.sentence} ({c.source})",
-                        c.quantity,
-                        spread(c.without),
-                        spread(c.with_graft),
-                        "held" if c.held else "**did not hold**",
-                        c.rule,
-                    ]
-                    for c in self.claims
-                ],
-            ),
-        ]
+        facts = [f"visiongraft {self.version}"] if self.version else []
+        if self.seeds:
+            facts = [f"Seeds {', '.join(map(str, self.seeds))}", _duration(self.elapsed_s), *facts]
+        lines = [f"### Study: {self.title}"]
+        if facts:
+            lines += ["", "; ".join(facts) + "."]
+        if self.claims:
+            lines += ["", *_claim_rows(self.claims)]
         for table in self.tables:
             lines += ["", f"**{table.title}**", "", *_rows(table.columns, table.rows)]
             if table.note:
@@ -119,8 +111,48 @@ class Report:
         return "\n".join([*lines, *(f"\n{note}" for note in self.notes), ""])
 
 
+def cell_text(cell: Cell) -> str:
+    """A cell as people read it: floats with at most four digits (``0.30000000000000004`` is 0.3), truth as yes or no."""
+    if isinstance(cell, bool):
+        return "yes" if cell else "no"
+    if isinstance(cell, float) and math.isfinite(cell) and abs(cell) >= 1000:
+        return f"{cell:.0f}"
+    return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
+
+
+def _claim_rows(claims: list[Claim]) -> list[str]:
+    return _rows(
+        ["claim", "quantity", "without", "with the graft", "held here", "rule"],
+        [
+            [
+                f"{c.sentence} ({c.source})",
+                c.quantity,
+                spread(c.without),
+                spread(c.with_graft),
+                c.verdict if c.held else f"**{c.verdict}**",
+                c.rule,
+            ]
+            for c in claims
+        ],
+    )
+
+
 def _rows(columns: list[str], rows: list[list[Any]]) -> list[str]:
     def line(cells: list[Any]) -> str:
-        return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+        texts = [cell_text(cell).replace("|", "\\|").replace("<", "&lt;").replace("\n", " ") for cell in cells]
+        return "| " + " | ".join(texts) + " |"
 
     return [line(columns), "|" + "---|" * len(columns), *(line(row) for row in rows)]
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.0f} minutes"
+
+
+def _strict(value: Any) -> Any:
+    """The same with every float that JSON has no number for as text."""
+    if isinstance(value, dict):
+        return {key: _strict(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(part) for part in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

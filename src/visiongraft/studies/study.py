@@ -42,20 +42,34 @@ class Study:
 
         Returns:
             The result as it reads back from JSON (tuples become lists), whether computed now or before.
+
+        Raises:
+            TypeError: a result that is not JSON-able.
+            ValueError: a kept result that was damaged; the message names the file.
         """
         digest = hashlib.sha256(f"{key}\0{self._settings}".encode()).hexdigest()
         slug = re.sub(r"[^A-Za-z0-9.]+", "-", key).strip("-")[:80]
         path = self.output / "units" / f"{slug}-{digest[:12]}.json"
         if path.is_file():
-            record = json.loads(path.read_text(encoding="utf-8"))
-            self.seconds += record["seconds"]
-            return record["result"]
+            return self._kept(path)
         started = time.monotonic()
         result = work()
         seconds = time.monotonic() - started
         self.seconds += seconds
-        text = json.dumps({"key": key, "seconds": seconds, "result": result}, indent=1)
+        try:
+            text = json.dumps({"key": key, "seconds": seconds, "result": result}, indent=1)
+        except TypeError as error:
+            raise TypeError(f"The result of the unit {key!r} cannot be kept ({error}); return numbers, texts, lists and dicts.") from error
         with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
         tqdm.write(f"{self.name}: {key} ({seconds:.1f} s)")
         return json.loads(text)["result"]
+
+    def _kept(self, path: Path) -> Any:
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            seconds, result = record["seconds"], record["result"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged ({error}); delete it to compute the unit anew.") from error
+        self.seconds += seconds
+        return result

@@ -40,6 +40,17 @@ def _oracle(purifier: DiffusionPurifier, monkeypatch, clean: torch.Tensor) -> li
     return asked
 
 
+def test_steps_are_those_of_denoised_smoothing():
+    table = {0.05: (27, 26.41), 0.1: (58, 57.38), 0.125: (73, 72.61), 0.25: (145, 144.15), 0.5: (259, 258.09), 1.0: (396, 395.95)}
+    for sigma, (first, exact) in table.items():
+        assert matched_timestep(sigma, "ceil")[0] == first
+        assert matched_timestep(sigma, "nearest")[0] == round(exact)
+        step, share = matched_timestep(sigma, "fractional")
+        assert step == pytest.approx(exact, abs=5e-3) and ((1 - share) / share) ** 0.5 == pytest.approx(2 * sigma)
+    share = matched_timestep(0.25, "ceil")[1]
+    assert ((1 - share) / share) ** 0.5 == pytest.approx(0.50316, abs=5e-6)
+
+
 @pytest.mark.parametrize("sigma", [0.05, 0.125, 0.25, 1.0])
 def test_ceil_takes_the_first_step_with_enough_noise_and_nearest_the_closest(sigma: float):
     ratios = ((1 - alpha_bar()) / alpha_bar()).sqrt()

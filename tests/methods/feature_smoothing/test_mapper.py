@@ -103,6 +103,20 @@ def test_square_grid_is_found_and_others_are_asked_for():
     assert torch.equal(mapper(square, sigma), mapper(square, sigma, (3, 3)))
 
 
+@pytest.mark.parametrize("level", [-0.05, float("nan"), float("inf")])
+def test_levels_below_zero_are_refused_and_zero_is_not(level: float):
+    tokens = _tokens(2, 4, 16)
+    with pytest.raises(ValueError, match=r"sigma must be finite and not negative, in pixel units of \[0, 1\]; got (-0.05|nan|inf)\."):
+        _trained(gate=True)(tokens, torch.tensor([0.2, level]))
+    assert _trained()(tokens, torch.tensor([0.2, 0.0])).isfinite().all()
+
+
+@pytest.mark.parametrize("options", [{"dim": 0}, {"dim": 8, "num_blocks": 0}, {"dim": 8, "num_prefix_tokens": -1}])
+def test_sizes_that_make_no_mapper_are_refused(options: dict):
+    with pytest.raises(ValueError, match=r"dim and num_blocks >= 1 and num_prefix_tokens >= 0; got"):
+        SmoothnessMapper(**options)
+
+
 def test_another_token_width_is_refused():
     with pytest.raises(ValueError, match="tokens of width 16; got 8"):
         SmoothnessMapper(16)(_tokens(1, 4, 8), torch.tensor([0.1]))

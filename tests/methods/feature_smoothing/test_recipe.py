@@ -224,6 +224,15 @@ def test_a_new_mapper_has_no_identity_loss_and_only_it_learns(encoder, batch):
     assert not purifier.training and set(recipe.modules) == {"mapper"}
 
 
+def test_a_gated_mapper_has_no_identity_loss_whatever_its_weights(encoder, batch):
+    gated, free = SmoothnessMapper(8, gate=True), SmoothnessMapper(8)
+    for mapper in (gated, free):
+        for parameter in mapper.parameters():
+            nn.init.normal_(parameter, std=0.3, generator=_generator(1))
+    losses = [MapperRecipe(encoder, None, m, Stripes()).losses({"mapper": m}, batch, _generator(), "main") for m in (gated, free)]
+    assert losses[0]["identity"].item() == 0 and losses[1]["identity"].item() > 1e-3
+
+
 def test_without_a_purifier_the_encoder_sees_the_noisy_image(encoder, batch):
     recipe = MapperRecipe(encoder, None, SmoothnessMapper(8), Stripes())
     terms = recipe.losses(recipe.modules, batch, _generator(5), "main")

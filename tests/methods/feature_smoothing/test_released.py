@@ -19,6 +19,8 @@ TINY = {
     "attention_resolutions": "8,4",
     "num_head_channels": 16,
 }
+# two blocks a level, and a level that is enlarged without attention
+SPARSE = {**TINY, "num_res_blocks": 2, "channel_mult": (1, 1, 2), "attention_resolutions": "4", "num_head_channels": 32}
 
 
 def source_tensors(config, seed=0):
@@ -147,14 +149,15 @@ def reference_forward(tensors, config, x, t):
     return conv("out.2", F.silu(norm("out.0", hidden)))
 
 
-def test_guided_diffusion_layout_gives_the_authors_network():
-    tensors = source_tensors(TINY)
-    purifier = released.build("guided_diffusion_unet", TINY, tensors).eval()
+@pytest.mark.parametrize("config", [TINY, SPARSE])
+def test_guided_diffusion_layout_gives_the_authors_network(config):
+    tensors = source_tensors(config)
+    purifier = released.build("guided_diffusion_unet", config, tensors).eval()
     x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     t = torch.tensor([144.0, 3.0])
     with torch.no_grad():
-        ours, theirs = purifier.unet(x, t).sample, reference_forward(tensors, TINY, x, t)
-    assert torch.allclose(ours, theirs, atol=1e-4 * float(theirs.abs().max()))
+        ours, theirs = purifier.unet(x, t).sample, reference_forward(tensors, config, x, t)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4 * float(theirs.abs().max()))
 
 
 def test_a_plain_split_of_qkv_would_be_another_network():
@@ -237,14 +240,25 @@ def test_robust_clip_layout_gives_the_authors_tower(prefix):
     with torch.no_grad():
         ours = tower(pixel_values=pixels, output_hidden_states=True)
     embedding, states = open_clip_forward(tensors, pixels)
-    assert torch.allclose(ours.image_embeds, embedding, atol=1e-4)
-    assert torch.allclose(ours.hidden_states[-2], states[-1], atol=1e-4)
+    torch.testing.assert_close(ours.image_embeds, embedding, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.hidden_states[-2], states[-1], rtol=1e-5, atol=1e-5)
 
 
-def test_robust_clip_at_real_size_loads_on_the_meta_device():
-    with torch.device("meta"):
-        tower = released._clip_tower(released.VIT_L_14)
-    assert sum(p.numel() for p in tower.parameters()) == 303_966_208
+def test_robust_clip_at_real_size_builds_from_296_meta_tensors():
+    width, meta = 1024, lambda *shape: torch.empty(shape, device="meta")
+    tensors = {"class_embedding": meta(width), "positional_embedding": meta(257, width), "proj": meta(width, 768)}
+    tensors["conv1.weight"] = meta(width, 3, 14, 14)
+    norms = ["ln_pre", "ln_post", *(f"transformer.resblocks.{i}.{name}" for i in range(24) for name in ("ln_1", "ln_2"))]
+    tensors |= {f"{name}.{leaf}": meta(width) for name in norms for leaf in ("weight", "bias")}
+    for i in range(24):
+        block = f"transformer.resblocks.{i}"
+        tensors |= {f"{block}.attn.in_proj_weight": meta(3 * width, width), f"{block}.attn.in_proj_bias": meta(3 * width)}
+        for name, rows, columns in (("attn.out_proj", 1, 1), ("mlp.c_fc", 4, 1), ("mlp.c_proj", 1, 4)):
+            tensors |= {f"{block}.{name}.weight": meta(rows * width, columns * width), f"{block}.{name}.bias": meta(rows * width)}
+    assert len(tensors) == 296 and sum(value.numel() for value in tensors.values()) == 303_966_208
+    tower = released.build("fare_clip", {}, {f"visual.{key}": value for key, value in tensors.items()})
+    assert all(value.is_meta for value in tower.parameters())
+    assert sum(value.numel() for value in tower.parameters()) == 303_966_208
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from visiongraft.methods.feature_smoothing.unet_purifier import UNetPurifier, noise_features, reflect_pad
+from visiongraft.methods.feature_smoothing.diffusion_purifier import DiffusionPurifier
+from visiongraft.methods.feature_smoothing.mapper import SmoothnessMapper
+from visiongraft.methods.feature_smoothing.unet_purifier import UNetPurifier, check_levels, noise_features, reflect_pad
 
 
 def _purifier(**options) -> UNetPurifier:
@@ -39,17 +41,19 @@ def test_new_purifier_has_the_smallest_error_of_all_shrinkages():
     assert error <= min(others) + 1e-4
 
 
-def test_without_noise_a_trained_purifier_returns_the_image():
+def test_as_the_noise_vanishes_a_trained_purifier_returns_the_image():
     images = _images(2, 3, 8, 8)
-    torch.testing.assert_close(_trained()(images, torch.zeros(2)), images)
+    torch.testing.assert_close(_trained()(images, torch.full((2,), 1e-7)), images)
 
 
 def test_output_follows_the_preconditioning_around_the_network():
-    purifier, noisy, sigma, s = _trained(data_std=0.3), _images(1, 3, 8, 8), torch.tensor([0.4]), 0.3
+    purifier, noisy, sigma, s = _trained(data_std=0.3).double(), _images(1, 3, 8, 8).double(), torch.tensor([0.4]).double(), 0.3
     total = (s**2 + sigma**2).sqrt()
     network = purifier._network((noisy - 0.5) / total, sigma)
     expected = 0.5 + s**2 / total**2 * (noisy - 0.5) + sigma * s / total * network
-    torch.testing.assert_close(purifier(noisy, sigma), expected)
+    torch.testing.assert_close(purifier(noisy, sigma), expected, rtol=1e-12, atol=1e-12)
+    single = purifier.float()(noisy.float(), sigma.float())
+    torch.testing.assert_close(single.double(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_noise_level_conditions_the_network():
@@ -83,13 +87,8 @@ def test_images_too_small_to_pad_are_refused():
 
 def test_gradient_with_respect_to_the_image_is_the_derivative():
     purifier = _trained().double()
-    noisy, sigma = _images(1, 3, 4, 4).double(), torch.tensor([0.3])
-    direction = _images(1, 3, 4, 4).double() - 0.5
-    # the network computes in its own dtype between float32 ends, so the step is coarse
-    noisy.requires_grad_()
-    slope = (torch.autograd.grad(purifier(noisy, sigma).square().sum(), noisy)[0] * direction).sum()
-    up, down = (purifier(noisy + step * direction, sigma).square().sum() for step in (1e-2, -1e-2))
-    torch.testing.assert_close(slope, (up - down) / 2e-2, rtol=1e-2, atol=1e-3)
+    noisy, sigma = _images(1, 3, 4, 4).double().requires_grad_(), torch.tensor([0.3]).double()
+    assert torch.autograd.gradcheck(lambda x: purifier(x, sigma), noisy, fast_mode=True)
 
 
 def test_saving_and_loading_returns_the_same_function(tmp_path):
@@ -108,16 +107,60 @@ def test_noise_features_tell_levels_apart_and_end_at_the_floor():
     assert (distances + 10 * torch.eye(4)).min() > 0.01
 
 
-def test_default_size_is_the_papers_light_variant_not_the_diffusion_model():
+def test_default_size_has_four_levels_and_16_5_million_parameters():
     with torch.device("meta"):
-        count = sum(p.numel() for p in UNetPurifier().parameters())
-    assert 5e6 < count < 30e6
+        purifier = UNetPurifier()
+    assert sum(p.numel() for p in purifier.parameters()) == 16_518_083
+    assert [len(blocks) for blocks in purifier.down] == [len(blocks) for blocks in purifier.up] == [2] * 4
+
+
+def test_half_precision_weights_keep_the_skip_path_exact():
+    purifier, noisy, sigma = _purifier(), _images(2, 3, 8, 8), torch.tensor([0.1, 0.4])
+    exact = purifier(noisy, sigma)
+    rough = purifier.to(torch.bfloat16)(noisy, sigma)
+    assert rough.dtype == torch.float32
+    torch.testing.assert_close(rough, exact)  # a new network adds nothing, whatever its precision
+
+
+def test_channels_last_images_give_the_same_result():
+    purifier, noisy, sigma = _trained(patch_size=2), _images(2, 3, 8, 8), torch.tensor([0.1, 0.4])
+    expected = purifier(noisy, sigma)
+    swapped = purifier.to(memory_format=torch.channels_last)(noisy.contiguous(memory_format=torch.channels_last), sigma)
+    torch.testing.assert_close(swapped, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("widths", [(), (12,), (0, 8)])
 def test_widths_that_groups_cannot_divide_are_refused(widths: tuple[int, ...]):
     with pytest.raises(ValueError, match="widths must be positive multiples of 8"):
         UNetPurifier(widths=widths)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("blocks_per_level", 0), ("patch_size", 0), ("patch_size", -2), ("in_channels", 0), ("data_std", -0.1)]
+)
+def test_sizes_that_are_not_positive_are_refused(option: str, value: float):
+    with pytest.raises(ValueError, match=f"{option} must be positive; got {value}"):
+        UNetPurifier(**{option: value})
+
+
+@pytest.mark.parametrize("level", [0.0, -0.25, float("nan"), float("inf")])
+def test_levels_that_are_not_positive_are_refused_in_a_batch_too(level: float):
+    with pytest.raises(ValueError, match=r"sigma must be finite and positive, in pixel units of \[0, 1\]; got (0|-0.25|nan|inf)\."):
+        _purifier()(_images(2, 3, 8, 8), torch.tensor([0.25, level]))
+
+
+@pytest.mark.parametrize("levels", [torch.tensor([0.25]), torch.tensor(0.25), torch.full((2, 1), 0.25)])
+def test_levels_are_one_an_image_and_never_spread_over_them(levels: torch.Tensor):
+    with pytest.raises(ValueError, match=r"one noise level an image, of shape \(2,\); got shape"):
+        check_levels(levels, 2)
+
+
+@pytest.mark.parametrize("make", [_purifier, lambda: SmoothnessMapper(8), lambda: DiffusionPurifier(16, (32, 32), 1, (), 16)])
+def test_every_part_checks_its_levels(make, monkeypatch):
+    module, seen = make(), []
+    monkeypatch.setattr(f"{type(module).__module__}.check_levels", lambda sigma, images, **_: seen.append((sigma.tolist(), images)))
+    module(_images(2, 4, 8) if isinstance(module, SmoothnessMapper) else _images(2, 3, 16, 16), torch.tensor([0.25, 0.5]))
+    assert seen == [([0.25, 0.5], 2)]
 
 
 def test_another_number_of_channels_is_refused():

@@ -9,7 +9,7 @@ from diffusers.configuration_utils import register_to_config
 from jaxtyping import Float
 from torch import Tensor
 
-from visiongraft.methods.feature_smoothing.unet_purifier import reflect_pad
+from visiongraft.methods.feature_smoothing.unet_purifier import check_levels, reflect_pad
 
 TimestepMode = Literal["ceil", "nearest", "fractional"]
 _STEPS, _BETA_FIRST, _BETA_LAST = 1000, 1e-4, 0.02
@@ -121,7 +121,7 @@ class DiffusionPurifier(ModelMixin, ConfigMixin):
 
         Args:
             noisy: image + sigma * noise, unclipped, pixel units of [0, 1].
-            sigma: noise level of each image.
+            sigma: noise level of each image, within ``SIGMA_RANGE``.
 
         Raises:
             ValueError: other than 3 channels, a noise level outside ``SIGMA_RANGE``, or with ``pad=False`` a size that does not halve.
@@ -130,6 +130,7 @@ class DiffusionPurifier(ModelMixin, ConfigMixin):
             raise ValueError(f"The diffusion purifier expects 3 channels; got {noisy.shape[1]}.")
         levels, inverse = torch.unique(sigma, return_inverse=True)
         matched = [matched_timestep(float(level), self.config.t_mode) for level in levels]
+        check_levels(sigma, len(noisy))
         steps, shares = (torch.tensor(values, device=noisy.device, dtype=torch.float64)[inverse] for values in zip(*matched, strict=True))
         share = shares.float().view(-1, 1, 1, 1)
         scaled = share.sqrt() * (2 * self._padded(noisy).float() - 1)

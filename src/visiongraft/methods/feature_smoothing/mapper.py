@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from visiongraft.methods.feature_smoothing.unet_purifier import noise_features
+from visiongraft.methods.feature_smoothing.unet_purifier import check_levels, noise_features
 
 _NOISE_DIM = 128
 
@@ -23,12 +23,19 @@ class SmoothnessMapper(ModelMixin, ConfigMixin):
         num_blocks: attention, convolution and MLP blocks.
         gate: multiply the residual by sigma / (sigma + 0.05), so that it vanishes without noise.
 
+    Raises:
+        ValueError: a width or a number of blocks that is not positive, or a negative number of prefix tokens.
+
     Source: arXiv 2601.16200, Sec. 3.3 (noise-aware residual module); widths, depth and order are ours.
     """
 
     @register_to_config
     def __init__(self, dim: int, num_prefix_tokens: int = 0, num_blocks: int = 1, gate: bool = False) -> None:
         super().__init__()
+        if dim < 1 or num_blocks < 1 or num_prefix_tokens < 0:
+            raise ValueError(
+                f"A mapper needs dim and num_blocks >= 1 and num_prefix_tokens >= 0; got {dim}, {num_blocks} and {num_prefix_tokens}."
+            )
         self.noise_mlp = nn.Sequential(nn.Linear(64, _NOISE_DIM), nn.SiLU(), nn.Linear(_NOISE_DIM, _NOISE_DIM))
         self.blocks = nn.ModuleList(MapperBlock(dim, num_prefix_tokens) for _ in range(num_blocks))
         self.norm_out = nn.LayerNorm(dim)
@@ -46,14 +53,15 @@ class SmoothnessMapper(ModelMixin, ConfigMixin):
 
         Args:
             tokens: of the noisy (or purified) image, prefix tokens first.
-            sigma: noise level of each image, in pixel units.
+            sigma: noise level of each image, in pixel units; zero is allowed.
             grid_size: patches (down, across); default: a square.
 
         Raises:
-            ValueError: tokens of another width, or patch tokens that do not fill the grid.
+            ValueError: tokens of another width, patch tokens that do not fill the grid, or negative levels.
         """
         if tokens.shape[2] != self.config.dim:
             raise ValueError(f"The mapper was made for tokens of width {self.config.dim}; got {tokens.shape[2]}.")
+        check_levels(sigma, len(tokens), zero_allowed=True)
         patches = tokens.shape[1] - self.config.num_prefix_tokens
         grid = grid_size or (math.isqrt(max(patches, 0)),) * 2
         if grid[0] * grid[1] != patches:

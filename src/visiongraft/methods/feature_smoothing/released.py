@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from visiongraft.methods.feature_smoothing.bundle import read_part
 from visiongraft.methods.feature_smoothing.diffusion_purifier import DiffusionPurifier
 from visiongraft.methods.feature_smoothing.mapper import SmoothnessMapper
 from visiongraft.methods.feature_smoothing.unet_purifier import UNetPurifier
@@ -53,8 +54,8 @@ def load(path_or_hub_id: str | Path, component: Component | None = None, **confi
     """A ready module from a safetensors file, a folder that we saved, or a hub id.
 
     Args:
-        path_or_hub_id: folder of ``save_pretrained``; a ``.safetensors`` file in the authors' layout; or one of ``HUB`` (its
-            layout is read as published; it cannot be exercised without a network).
+        path_or_hub_id: folder of ``save_pretrained`` or ``bundle.save``; a ``.safetensors`` file in the authors' layout; or one of
+            ``HUB`` (its layout is read as published; it cannot be exercised without a network).
         component: what it holds. A folder says so itself; a file is a guided-diffusion U-Net for ``purifier``.
         config: of a file, authors' configuration keys that differ from the released model's.
 
@@ -82,12 +83,13 @@ def load(path_or_hub_id: str | Path, component: Component | None = None, **confi
             f"    tensors = torch.load({name!r}, weights_only=True, map_location='cpu')\n"
             "    safetensors.torch.save_file({key: t.contiguous() for key, t in tensors.items()}, 'converted.safetensors')"
         )
-    kind = "guided_diffusion_unet" if component in (None, "purifier") else component
-    built = build(kind, config, _read(path))
-    return built.eval()
+    return build("guided_diffusion_unet" if component in (None, "purifier") else component, config, _read(path)).eval()
 
 
 def _load_folder(folder: Path, component: Component | None) -> nn.Module:
+    bundled = read_part(folder, component)
+    if bundled is not None:
+        return build(*bundled[:2], _read(bundled[2])).eval()
     inner = folder / component if component and (folder / component / "config.json").is_file() else folder
     if not (inner / "config.json").is_file():
         raise FileNotFoundError(f"{folder} has no config.json; give the folder that save_pretrained wrote.")
@@ -321,7 +323,6 @@ def _attention_tensors(target: str, rest: str, value: Tensor, settings: dict[str
 
 
 # --- open_clip towers -------------------------------------------------------------------------------------------------
-
 
 _TEXT_TOWER = ("transformer.", "text.", "token_embedding.", "ln_final.", "positional_embedding")
 _TEXT_TOWER += ("text_projection", "logit_scale", "attn_mask")

@@ -27,7 +27,7 @@ class UNetPurifier(ModelMixin, ConfigMixin):
         in_channels: colour channels.
 
     Raises:
-        ValueError: widths that are empty or no multiples of 8.
+        ValueError: widths that are empty or no multiples of 8, or another size that is not positive.
     """
 
     @register_to_config
@@ -43,6 +43,10 @@ class UNetPurifier(ModelMixin, ConfigMixin):
         super().__init__()
         if not widths or any(width % 8 or width < 8 for width in widths):
             raise ValueError(f"widths must be positive multiples of 8 (groups of the normalisation); got {tuple(widths)}.")
+        sizes = {"blocks_per_level": blocks_per_level, "patch_size": patch_size, "in_channels": in_channels, "data_std": data_std}
+        for name, value in sizes.items():
+            if not value > 0:
+                raise ValueError(f"{name} must be positive; got {value}.")
         pixels = in_channels * patch_size**2
         self.noise_mlp = nn.Sequential(nn.Linear(64, embedding_dim), nn.SiLU(), nn.Linear(embedding_dim, embedding_dim), nn.SiLU())
         self.conv_in = nn.Conv2d(pixels, widths[0], 3, padding=1)
@@ -73,18 +77,20 @@ class UNetPurifier(ModelMixin, ConfigMixin):
             sigma: noise level of each image, positive.
 
         Raises:
-            ValueError: another number of channels, or images too small to halve at every level.
+            ValueError: another number of channels, images too small to halve at every level, or levels that are not positive.
         """
         if noisy.shape[1] != self.config.in_channels:
             raise ValueError(f"The purifier expects {self.config.in_channels} channels; got {noisy.shape[1]}.")
+        check_levels(sigma, len(noisy))
         height, width = noisy.shape[2:]
         factor = self.config.patch_size * 2 ** (len(self.config.widths) - 1)
         padded = reflect_pad(noisy, factor)
-        level = sigma.float().view(-1, 1, 1, 1)
+        exact = torch.promote_types(noisy.dtype, torch.float32)  # the ends cancel large terms: never in half precision
+        level = sigma.to(exact).view(-1, 1, 1, 1)
         variance, data_variance = level**2, self.config.data_std**2
-        centred = padded.float() - 0.5
+        centred = padded.to(exact) - 0.5
         inside = centred / torch.sqrt(data_variance + variance)
-        residual = self._network(inside.to(self.dtype), sigma).float()
+        residual = self._network(inside.to(self.dtype), sigma).to(exact)
         c_skip = data_variance / (data_variance + variance)
         c_out = level * self.config.data_std / torch.sqrt(data_variance + variance)
         purified = 0.5 + c_skip * centred + c_out * residual
@@ -127,6 +133,27 @@ class ResidualBlock(nn.Module):
         scale, shift = self.film(embedding)[:, :, None, None].chunk(2, dim=1)
         hidden = self.norm2(hidden) * (1 + scale) + shift
         return self.shortcut(x) + self.conv2(F.silu(hidden))
+
+
+def check_levels(sigma: Float[Tensor, "..."], images: int, zero_allowed: bool = False) -> None:
+    """Refuses noise levels that would be spread over images or give NaN.
+
+    Args:
+        sigma: noise levels, in pixel units.
+        images: how many images they are for.
+        zero_allowed: accept images without noise.
+
+    Raises:
+        ValueError: not one level an image, or one that is negative, zero where that is refused, infinite or NaN.
+    """
+    if sigma.shape != (images,):
+        raise ValueError(f"sigma must be one noise level an image, of shape ({images},); got shape {tuple(sigma.shape)}.")
+    if torch.compiler.is_compiling():  # a compiled graph cannot branch on values
+        return
+    wrong = ~((sigma >= 0) if zero_allowed else (sigma > 0)) | sigma.isinf()
+    if wrong.any():
+        accepted = "finite and not negative" if zero_allowed else "finite and positive"
+        raise ValueError(f"sigma must be {accepted}, in pixel units of [0, 1]; got {sigma[wrong][0]:.6g}.")
 
 
 def reflect_pad(
