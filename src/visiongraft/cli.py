@@ -31,7 +31,7 @@ usage:
 
 examples:
   visiongraft demo --output gallery
-  visiongraft feature_smoothing certify photo.jpg
+  visiongraft panorama lift photo.jpg -o pano.jpg
   visiongraft feature_smoothing certify photos/ --n 2000 --print_config > run.yaml
   visiongraft feature_smoothing certify --config run.yaml --sigma 0.12
 
@@ -183,7 +183,9 @@ def _call(program: str, verb: Callable[..., Any], words: list[str]) -> int:
 
 
 def _normalised(word: str) -> str:
-    """``--stop-radius 0.1`` as ``--stop_radius 0.1``."""
+    """``--stop-radius 0.1`` as ``--stop_radius 0.1``, and ``-o`` as ``--output``."""
+    if word == "-o":
+        return "--output"
     name, separator, value = word.partition("=")
     return name[:2] + name[2:].replace("-", "_") + separator + value if name.startswith("--") else word
 

@@ -3,10 +3,11 @@ import zlib
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
-from visiongraft.media.images import center_square, list_images, read_image, resize, save_image, to_image_tensor
+from visiongraft.media.images import center_square, encode_image, list_images, read_image, resize, save_image, to_image_tensor
 
 
 @pytest.fixture
@@ -52,10 +53,6 @@ def test_transparency_is_laid_on_white():
 
 def huge_png(path, side):
     """A PNG whose header says side x side pixels, with no data to speak of."""
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))
 
@@ -159,3 +156,93 @@ def test_resizing_keeps_constants_and_suppresses_what_the_small_size_cannot_show
 def test_center_square_is_the_middle():
     image = torch.arange(3 * 4 * 8).view(3, 4, 8).float()
     assert torch.equal(center_square(image), image[:, :, 2:6])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_exif_orientation_is_applied_at_8_and_16_bits(tmp_path, orientation):
+    deep = np.random.default_rng(0).integers(0, 256, (6, 4, 3), dtype=np.uint16) * 257
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray((deep // 257).astype(np.uint8)).save(tmp_path / "a.png", exif=exif)
+    write_deep_png(tmp_path / "deep.png", deep, exif.tobytes().removeprefix(b"Exif\0\0"))
+    tifffile.imwrite(tmp_path / "deep.tif", deep, photometric="rgb", extratags=[(0x0112, "H", 1, orientation, True)])
+    turns = {1: deep, 2: deep[:, ::-1], 3: deep[::-1, ::-1], 4: deep[::-1], 5: deep.swapaxes(0, 1)}
+    turns |= {6: np.rot90(deep, -1), 7: deep[::-1, ::-1].swapaxes(0, 1), 8: np.rot90(deep)}
+    upright = to_image_tensor(turns[orientation])
+    for name in ("a.png", "deep.png", "deep.tif"):
+        assert torch.allclose(read_image(tmp_path / name), upright, atol=1e-6)
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def write_deep_png(path, pixels, exif=b""):
+    """A 16-bit PNG of height x width x (1, 2, 3 or 4 channels), which Pillow does not write."""
+    height, width, channels = pixels.shape
+    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    metadata = chunk(b"eXIf", exif) if exif else b""
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + metadata + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+
+
+def test_16_bits_are_kept(tmp_path):
+    deep = np.random.default_rng(0).integers(0, 65536, (6, 4, 4), dtype=np.uint16)
+    expected = torch.from_numpy(deep[..., :3] / np.float32(65535)).permute(2, 0, 1)
+    write_deep_png(tmp_path / "rgb.png", deep[..., :3])
+    tifffile.imwrite(tmp_path / "rgb.tif", deep[..., :3], photometric="rgb", compression="zlib", byteorder=">")
+    tifffile.imwrite(tmp_path / "planes.tif", deep[..., :3].transpose(2, 0, 1), photometric="rgb", planarconfig="separate")
+    for name in ("rgb.png", "rgb.tif", "planes.tif"):
+        assert torch.allclose(read_image(tmp_path / name), expected, atol=1e-7)
+    opacity = torch.from_numpy(deep[..., 3:] / np.float32(65535)).permute(2, 0, 1)
+    write_deep_png(tmp_path / "rgba.png", deep)
+    write_deep_png(tmp_path / "grey.png", deep[..., :1])
+    write_deep_png(tmp_path / "grey_alpha.png", deep[..., 2:])
+    assert torch.allclose(read_image(tmp_path / "rgba.png", alpha="black"), expected * opacity, atol=1e-6)
+    assert torch.allclose(read_image(tmp_path / "grey.png"), expected[:1].expand(3, -1, -1), atol=1e-7)
+    assert torch.allclose(read_image(tmp_path / "grey_alpha.png", alpha="black"), (expected[2:] * opacity).expand(3, -1, -1), atol=1e-6)
+
+
+def test_transparency_goes_where_the_caller_says(tmp_path):
+    rgba = np.full((2, 2, 4), 255, np.uint8)
+    Image.fromarray(rgba).save(tmp_path / "opaque.png")
+    assert torch.equal(read_image(tmp_path / "opaque.png", alpha="refuse"), torch.ones(3, 2, 2))
+    rgba[0, 0] = (255, 0, 0, 128)
+    Image.fromarray(rgba).save(tmp_path / "clear.png")
+    assert torch.allclose(read_image(tmp_path / "clear.png", alpha="black")[:, 0, 0], torch.tensor([128 / 255, 0, 0]), atol=1e-6)
+    assert torch.allclose(read_image(tmp_path / "clear.png", alpha="white")[:, 0, 0], torch.tensor([1, 127 / 255, 127 / 255]), atol=1e-6)
+    with pytest.raises(ValueError, match=r"clear\.png: image has transparency: pass alpha='white' or 'black'"):
+        read_image(tmp_path / "clear.png", alpha="refuse")
+    with pytest.raises(ValueError, match="image has transparency"):
+        to_image_tensor(torch.full((4, 2, 2), 0.5), alpha="refuse")
+
+
+def test_jpeg_is_close_and_its_quality_decides_how_large_it_is(tmp_path):
+    image = torch.stack(torch.meshgrid(torch.linspace(0, 1, 40), torch.linspace(0, 1, 60), indexing="ij"))
+    image = torch.cat([image, 1 - image[:1]])
+    save_image(image, tmp_path / "fine.JPG", quality=98)
+    save_image(image, tmp_path / "coarse.jpeg", quality=10)
+    assert (read_image(tmp_path / "fine.JPG") - image).abs().max() < 0.02
+    assert (tmp_path / "coarse.jpeg").stat().st_size < (tmp_path / "fine.JPG").stat().st_size
+    assert Image.open(tmp_path / "fine.JPG").format == "JPEG"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda folder: save_image(torch.zeros(3, 2, 2), folder / "a.tif"), r"written as \.png, \.jpg or \.jpeg; got 'a\.tif'"),
+        (lambda folder: save_image(torch.zeros(3, 2, 2), folder / "a.jpg", quality=0), "1 to 100; got 0"),
+        (lambda folder: encode_image(torch.zeros(3, 1, 70_000), "JPEG"), "at most 65,535 pixels a side; got 1x70000"),
+    ],
+)
+def test_what_cannot_be_written_is_refused(tmp_path, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_torn_16_bit_image_is_damaged_and_not_half_an_image(tmp_path):
+    write_deep_png(tmp_path / "a.png", np.random.default_rng(0).integers(0, 65536, (40, 40, 3), dtype=np.uint16))
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:3000])
+    with pytest.raises(ValueError, match=r"a\.png is damaged"):
+        read_image(tmp_path / "a.png")

@@ -147,6 +147,33 @@ def test_other_recipe_in_the_same_folder_is_refused(config):
         train(Adversarial(), config())
 
 
+def test_checkpoint_holds_no_frozen_parameters_and_continues_bit_for_bit(tmp_path, config):
+    def recipe():
+        made = Random()
+        made.modules["net"][0].requires_grad_(False)
+        return made
+
+    settings = {"steps": 6, "ema_decay": 0.9}
+    whole, cut = (config(output=tmp_path / name, **settings) for name in ("whole", "cut"))
+    trained = train(recipe(), whole)["net"]
+    with pytest.raises(Cut):
+        train(cut_at(recipe(), 5), cut)
+    resumed = train(recipe(), cut)["net"]
+
+    assert same_tensors(resumed.state_dict(), trained.state_dict())
+    assert not [name for name in last_checkpoint(whole.output) if name.split("/")[1].startswith("0.")]
+
+
+def test_other_frozen_parameters_in_the_same_folder_are_refused(config):
+    first, second = Smooth(), Smooth()
+    first.modules["net"][0].requires_grad_(False)
+    train(first, config())
+    second.modules["net"][0].requires_grad_(False).weight[0, 0] += 0.5
+
+    with pytest.raises(ValueError, match="the frozen parameters of the module 'net' are others now; choose another output folder, or the"):
+        train(second, config())
+
+
 def test_other_data_in_the_same_folder_is_refused(config):
     with pytest.raises(Cut):
         train(cut_at(Smooth(), 8), config())

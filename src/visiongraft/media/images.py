@@ -1,10 +1,12 @@
 """Reading, checking and writing images as tensors in [0, 1]."""
 
+import io
 import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,20 +15,25 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
+from visiongraft.media.deep_images import read_deep_image
 from visiongraft.media.files import atomic_write
 
 MAX_PIXELS = 100_000_000
+MAX_JPEG_SIDE = 65_535
+Alpha = Literal["white", "black", "refuse"]
+_BACKGROUND = {"white": 1.0, "black": 0.0}
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"}
 
 
-def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Float[Tensor, "3 height width"]:
-    """Reads an image file as RGB, upright as its EXIF orientation says; transparency is laid on white.
+def read_image(path: str | Path, max_pixels: int = MAX_PIXELS, alpha: Alpha = "white") -> Float[Tensor, "3 height width"]:
+    """Reads an image file as RGB, upright as its EXIF orientation says.
 
-    Grey, palette, CMYK and 16-bit images are converted. Of an animation the first frame is read.
+    Grey, palette and CMYK images are converted; 16-bit PNG and TIFF keep their precision. Of an animation the first frame is read.
 
     Args:
         path: the file.
         max_pixels: larger images are refused from their header, before anything is decoded.
+        alpha: what lies behind transparent pixels, or ``refuse`` to raise where there are any.
 
     Returns:
         float32 in [0, 1].
@@ -34,7 +41,8 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Float[Tensor, 
     Raises:
         FileNotFoundError: no such file.
         PermissionError: the file may not be read.
-        ValueError: not an image, a damaged one, more than ``max_pixels``, or NaN pixels; the message names the file.
+        ValueError: not an image, a damaged one, more than ``max_pixels``, NaN pixels, or transparency that is refused; the message
+            names the file.
     """
     path = Path(path)
     if not path.is_file():
@@ -46,9 +54,12 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Float[Tensor, 
         if width * height > max_pixels:
             raise ValueError(f"{path} has {width}x{height} pixels, more than the {max_pixels:,} accepted; reduce it first.")
         with _decoding(path):
-            upright = ImageOps.exif_transpose(image)
+            # first: Pillow gives 16-bit colour as 8 bits, and forgets a TIFF's orientation once it is decoded
+            upright = read_deep_image(image, path)
+            if upright is None:
+                upright = ImageOps.exif_transpose(image)
     try:
-        return to_image_tensor(upright)
+        return to_image_tensor(upright, alpha)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -70,16 +81,19 @@ def _decoding(path: Path) -> Iterator[None]:
         raise ValueError(f"{path} is damaged and cannot be decoded ({error}).") from error
 
 
-def to_image_tensor(image: Image.Image | np.ndarray | Tensor) -> Float[Tensor, "3 height width"]:
+def to_image_tensor(image: Image.Image | np.ndarray | Tensor, alpha: Alpha = "white") -> Float[Tensor, "3 height width"]:
     """One image as an RGB tensor in [0, 1].
 
     Args:
         image: PIL image of any mode; NumPy array (height x width, or height x width x channels; uint8, uint16 or float in
             [0, 1]); or tensor (channels x height x width, uint8 or float in [0, 1]). Channels: 1, 3, or 4 with alpha.
+        alpha: what lies behind transparent pixels, or ``refuse`` to raise where there are any.
 
     Raises:
-        ValueError: another layout, NaN or infinite pixels, or floats outside [0, 1].
+        ValueError: another layout, NaN or infinite pixels, floats outside [0, 1], or transparency that is refused.
     """
+    if alpha not in (*_BACKGROUND, "refuse"):
+        raise ValueError(f"alpha must be 'white', 'black' or 'refuse'; got {alpha!r}.")
     if isinstance(image, Image.Image):
         image = _pil_to_array(image)
     if isinstance(image, np.ndarray):
@@ -100,8 +114,10 @@ def to_image_tensor(image: Image.Image | np.ndarray | Tensor) -> Float[Tensor, "
         )
     pixels = check_unit_range(pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels)
     if pixels.shape[0] == 4:
-        colour, alpha = pixels[:3], pixels[3:]
-        pixels = colour * alpha + (1 - alpha)
+        colour, opacity = pixels[:3], pixels[3:]
+        if alpha == "refuse" and bool((opacity < 1).any()):
+            raise ValueError("image has transparency: pass alpha='white' or 'black'")
+        pixels = colour * opacity + (1 - opacity) * _BACKGROUND.get(alpha, 0.0)
     return pixels.expand(3, -1, -1).contiguous()
 
 
@@ -150,13 +166,54 @@ def list_images(path: str | Path) -> list[Path]:
     return sorted(found, key=lambda file: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", file.name)])
 
 
-def save_image(image: Float[Tensor, "3 height width"], path: str | Path) -> Path:
-    """Writes an image in [0, 1] as 8-bit PNG, atomically."""
+def save_image(image: Float[Tensor, "3 height width"], path: str | Path, quality: int = 95) -> Path:
+    """Writes an image in [0, 1] with 8 bits a channel, atomically; the suffix says whether as PNG or JPEG.
+
+    Args:
+        image: pixels; values outside [0, 1] are clipped.
+        path: ends in .png, .jpg or .jpeg.
+        quality: of a JPEG, 1 to 100.
+
+    Raises:
+        ValueError: another suffix or quality, or an image that is too large for JPEG.
+    """
     path = Path(path)
-    pixels = (image.detach().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    content = encode_image(image, image_format(path), quality)
     with atomic_write(path) as temporary:
-        Image.fromarray(pixels).save(temporary, format="PNG")
+        temporary.write_bytes(content)
     return path
+
+
+def image_format(path: str | Path) -> Literal["PNG", "JPEG"]:
+    """The format that a file's suffix asks for.
+
+    Raises:
+        ValueError: neither PNG nor JPEG.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in (".png", ".jpg", ".jpeg"):
+        raise ValueError(f"Images are written as .png, .jpg or .jpeg; got {Path(path).name!r}.")
+    return "PNG" if suffix == ".png" else "JPEG"
+
+
+def encode_image(image: Float[Tensor, "3 height width"], format: Literal["PNG", "JPEG"] = "PNG", quality: int = 95) -> bytes:
+    """An image in [0, 1] as the content of a PNG or JPEG file with 8 bits a channel.
+
+    From quality 90 on a JPEG keeps its colour at full resolution.
+
+    Raises:
+        ValueError: a quality outside 1 to 100, or an image that is too large for JPEG.
+    """
+    if not 1 <= quality <= 100:
+        raise ValueError(f"The quality of a JPEG must be 1 to 100; got {quality}.")
+    height, width = image.shape[-2:]
+    if format == "JPEG" and max(height, width) > MAX_JPEG_SIDE:
+        raise ValueError(f"A JPEG has at most {MAX_JPEG_SIDE:,} pixels a side; got {height}x{width}; write a PNG.")
+    pixels = (image.detach().float().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    stream = io.BytesIO()
+    options = {"quality": quality, "subsampling": 0 if quality >= 90 else 2, "optimize": True} if format == "JPEG" else {}
+    Image.fromarray(pixels).save(stream, format=format, **options)
+    return stream.getvalue()
 
 
 def resize(image: Float[Tensor, "*batch height width"], size: tuple[int, int]) -> Float[Tensor, "*batch new_height new_width"]:

@@ -1,4 +1,4 @@
-"""All that a run must remember, to and from a checkpoint: weights, optimisers, averages, loss scale."""
+"""All that a run must remember, to and from a checkpoint: trained weights, optimisers, averages, loss scale."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from visiongraft.training.checkpoints import Checkpoint, save_checkpoint
 from visiongraft.training.config import TrainerConfig
 from visiongraft.training.distributed import distribute, gather, like, plain, sharding, shells
+from visiongraft.training.identity import weights_digest
 from visiongraft.training.recipe import Recipe
 
 _SEPARATOR = "|"  # between a parameter's name and the optimiser's
@@ -22,7 +23,11 @@ _SEPARATOR = "|"  # between a parameter's name and the optimiser's
 
 @dataclass
 class TrainState:
-    """The pieces of a run. Its checkpoints hold whole tensors, so that any number of processes can continue."""
+    """The pieces of a run. Its checkpoints hold whole tensors, so that any number of processes can continue.
+
+    Frozen parameters, such as the base below a LoRA, are not written again at every checkpoint: the recipe brings them, and a
+    resumed run is refused if they are others.
+    """
 
     accelerator: Accelerator
     modules: dict[str, nn.Module]
@@ -30,13 +35,16 @@ class TrainState:
     optimizers: dict[str, torch.optim.Optimizer]
     schedules: dict[str, torch.optim.lr_scheduler.LRScheduler]
     averages: dict[str, EMAModel]
-    """By module; empty when off."""
+    """Of the trained parameters, by module; empty when off."""
+    frozen: dict[str, str]
+    """By module: digest of its frozen parameters."""
     shells: dict[str, nn.Module]
     """Weightless copies of sharded modules; empty otherwise."""
 
     @classmethod
     def start(cls, accelerator: Accelerator, recipe: Recipe, config: TrainerConfig) -> "TrainState":
         """The state before the first step."""
+        frozen = {name: weights_digest(sorted(_frozen(module).items())) for name, module in recipe.modules.items()}
         shelled = shells(recipe.modules) if sharding() else {}
         modules = distribute(accelerator, recipe.modules)
         optimizers, schedules = {}, {}
@@ -47,8 +55,8 @@ class TrainState:
             optimizers[name] = optimizer
         averages = {}
         if config.ema_decay is not None:
-            averages = {name: EMAModel(module.parameters(), decay=config.ema_decay) for name, module in modules.items()}
-        return cls(accelerator, modules, optimizers, schedules, averages, shelled)
+            averages = {name: EMAModel(_trained(module), decay=config.ema_decay) for name, module in modules.items()}
+        return cls(accelerator, modules, optimizers, schedules, averages, frozen, shelled)
 
     def update(self, optimizer: str) -> None:
         """One step of an optimiser and its schedule; fp16's scaler leaves the optimiser's out after an overflow."""
@@ -58,11 +66,16 @@ class TrainState:
             self.accelerator.scaler.step(self.optimizers[optimizer])
         self.schedules[optimizer].step()
 
+    def average(self) -> None:
+        """Takes the present weights into the averages, if on."""
+        for name, average in self.averages.items():
+            average.step(_trained(self.modules[name]))
+
     def save(self, folder: Path, step: int, fingerprint: dict[str, Any], keep: int) -> None:
         """Writes a checkpoint; every process takes part in gathering, the first one writes."""
         tensors = {}
         for name, module in self.modules.items():
-            tensors[f"module-{name}"] = gather(self.accelerator, plain(module).state_dict())
+            tensors[f"module-{name}"] = gather(self.accelerator, _kept(plain(module)))
         for name in self.optimizers:
             tensors[f"optimizer-{name}"] = gather(self.accelerator, self._moments(name))
         for name in self.averages:
@@ -70,6 +83,7 @@ class TrainState:
         if self.accelerator.is_main_process:
             state = {
                 "fingerprint": fingerprint,
+                "frozen": self.frozen,
                 "averages": {name: average.optimization_step for name, average in self.averages.items()},
                 "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
             }
@@ -81,11 +95,16 @@ class TrainState:
         """Restores what :meth:`save` wrote.
 
         Raises:
-            ValueError: tensors of other names or shapes than the recipe's; the message names the first.
+            ValueError: tensors of other names or shapes than the recipe's (the message names the first), or other frozen parameters.
         """
         for name, module in self.modules.items():
-            mine, theirs = plain(module).state_dict(), saved.tensors.get(f"module-{name}", {})
+            mine, theirs = _kept(plain(module)), saved.tensors.get(f"module-{name}", {})
             _require_same_shapes(name, mine, theirs, saved.path)
+            if saved.state["frozen"].get(name) != self.frozen[name]:
+                raise ValueError(
+                    f"{saved.path} belongs to another run: the frozen parameters of the module {name!r} are others now; "
+                    "choose another output folder, or the same base."
+                )
             _copy(mine, theirs)
         for name, optimizer in self.optimizers.items():
             for parameter, target in self._parameters().items():
@@ -111,7 +130,7 @@ class TrainState:
         finished: dict[str, nn.Module] = {}
         for name, module in self.modules.items():
             if name in self.averages:
-                self.averages[name].copy_to(module.parameters())
+                self.averages[name].copy_to(_trained(module))
             finished[name] = plain(module)
             if name in self.shells:
                 weights = gather(self.accelerator, module.state_dict())
@@ -125,13 +144,13 @@ class TrainState:
     def averaged(self) -> Iterator[None]:
         """The modules with averaged weights, if on, for the time of the block."""
         for name, average in self.averages.items():
-            average.store(self.modules[name].parameters())
-            average.copy_to(self.modules[name].parameters())
+            average.store(_trained(self.modules[name]))
+            average.copy_to(_trained(self.modules[name]))
         try:
             yield
         finally:
             for name, average in self.averages.items():
-                average.restore(self.modules[name].parameters())
+                average.restore(_trained(self.modules[name]))
 
     def _parameters(self) -> dict[str, nn.Parameter]:
         return {f"{name}.{key}": p for name, module in self.modules.items() for key, p in plain(module).named_parameters()}
@@ -143,8 +162,22 @@ class TrainState:
         }
 
     def _average(self, module: str) -> dict[str, Tensor]:
-        names = [name for name, _ in plain(self.modules[module]).named_parameters()]
+        names = [name for name, p in plain(self.modules[module]).named_parameters() if p.requires_grad]
         return dict(zip(names, self.averages[module].shadow_params, strict=True))
+
+
+def _trained(module: nn.Module) -> list[nn.Parameter]:
+    return [p for p in module.parameters() if p.requires_grad]
+
+
+def _frozen(module: nn.Module) -> dict[str, Tensor]:
+    return {name: p for name, p in module.named_parameters(remove_duplicate=False) if not p.requires_grad}
+
+
+def _kept(module: nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint holds of a module: trained parameters and buffers."""
+    frozen = _frozen(module)
+    return {name: tensor for name, tensor in module.state_dict().items() if name not in frozen}
 
 
 def _copy(targets: dict[str, Tensor], values: dict[str, Tensor]) -> None:

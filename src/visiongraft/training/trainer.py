@@ -133,8 +133,7 @@ def _step(
         state.update(name)
     if accelerator.scaler is not None:
         accelerator.scaler.update()
-    for name, average in state.averages.items():
-        average.step(modules[name].parameters())
+    state.average()
     return losses, norms
 
 

@@ -1,0 +1,94 @@
+"""Verbs on files of panoramas: seams measured, perspective views cut, videos levelled."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from visiongraft.geometry.panoramas import check_panorama
+from visiongraft.media.files import append_jsonl, ensure_writable_folder
+from visiongraft.media.images import list_images, read_image, save_image
+from visiongraft.media.spherical import SphericalVideo
+from visiongraft.media.video import iter_video, probe_video, read_video
+from visiongraft.media.video_writing import write_video
+from visiongraft.methods.panorama.canonicalisation import canonicalise, up_from_pitch_roll
+from visiongraft.methods.panorama.crops import CropConfig, export_crops
+from visiongraft.methods.panorama.lift import VIDEO_SUFFIXES
+from visiongraft.methods.panorama.seam_check import check_seam, seam_picture
+
+if TYPE_CHECKING:
+    from visiongraft.methods.panorama.commands import CanonicaliseOptions, CropsOptions, SeamCheckOptions
+
+
+def check_files(options: "SeamCheckOptions") -> int:
+    """Prints a sentence on the seam of each panorama, and writes numbers and pictures where asked to."""
+    if options.output is not None:
+        (ensure_writable_folder(options.output) / "seams.jsonl").unlink(missing_ok=True)
+    for file in list_images(options.panoramas):
+        panorama = _read_panorama(file)
+        report = check_seam(panorama)
+        interior = sum(report.interior_scores) / len(report.interior_scores)
+        print(f"{file}: {report.verdict} Discontinuity score {report.score:.2f}, at interior columns {interior:.2f}.")
+        if file.suffix.lower() in (".jpg", ".jpeg"):
+            print(f"{file}: a JPEG; its compression disturbs these numbers.")
+        if options.output is not None:
+            append_jsonl(options.output / "seams.jsonl", {"file": str(file), **json.loads(json.dumps(asdict(report)))})
+            save_image(seam_picture(panorama), options.output / f"{file.stem}_seam.png")
+    return 0
+
+
+def export_file(options: "CropsOptions") -> int:
+    """Writes the views of a panorama, or of every n-th frame of a video."""
+    if not options.panorama.is_file():
+        raise FileNotFoundError(f"There is no panorama {options.panorama}.")
+    video = options.panorama.suffix.lower() in VIDEO_SUFFIXES
+    config = CropConfig(
+        layout=options.layout,
+        views=options.views,
+        hfov_deg=options.hfov_deg,
+        pitch_deg=options.pitch_deg,
+        size=options.size,
+        every=options.every if video else 1,
+    )
+    frames = _frames(options.panorama) if video else iter([_read_panorama(options.panorama)])
+    written = export_crops(frames, options.output, config)
+    print(f"{options.output}: {len(written)} views with their cameras.")
+    return 0
+
+
+def canonicalise_file(options: "CanonicaliseOptions") -> int:
+    """Writes a panorama video at rest and upright."""
+    output = options.output or options.video.with_name(f"{options.video.stem}_level.mp4")
+    if output.resolve() == options.video.resolve():
+        raise ValueError(f"The levelled video would overwrite the input {options.video}; choose another --output.")
+    info = probe_video(options.video)
+    check_panorama(torch.empty(info.height, info.width, device="meta"))
+    frames = read_video(options.video)
+    up = up_from_pitch_roll(options.pitch_deg, options.roll_deg) if options.pitch_deg or options.roll_deg else None
+    rotations = None if options.stabilise else torch.eye(3).expand(len(frames), 3, 3)
+    write_video(canonicalise(frames, rotations, up).clamp(0, 1), output, info.fps, spherical=SphericalVideo())
+    print(output)
+    return 0
+
+
+def _read_panorama(file: Path) -> Float[Tensor, "3 height width"]:
+    panorama = read_image(file)
+    try:
+        return check_panorama(panorama)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def _frames(file: Path) -> Iterator[Tensor]:
+    info = probe_video(file)
+    try:
+        check_panorama(torch.empty(info.height, info.width, device="meta"))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    return iter(tqdm(iter_video(file), total=info.num_frames, desc="frames", unit="frame"))
