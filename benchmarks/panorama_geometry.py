@@ -124,8 +124,8 @@ def cubemap(height: int, size: int, options: argparse.Namespace) -> None:
     front = sphere(view_directions(torch.tensor([math.pi / 2], dtype=torch.float64), level, size, size).movedim(1, -1))[0].numpy()
     calls: dict[str, Call] = {
         OURS: lambda _: cubemap_from_panorama(image[None], size, antialias=False)[0, 0].numpy(),
-        "py360convert": lambda _: list(py360convert.e2c(array, size, cube_format="list"))[0].transpose(2, 0, 1),
-        "pyequilib": lambda _: equilib.equi2cube(image, {"yaw": 0.0, "pitch": 0.0, "roll": 0.0}, size, "list")[0].numpy(),
+        "py360convert": lambda _: next(iter(py360convert.e2c(array, size, cube_format="list"))).transpose(2, 0, 1),
+        "pyequilib": lambda _: equilib.equi2cube(image, {"yaw": 0.0, "pitch": 0.0, "roll": 0.0}, size, "list")[0].numpy(),  # pyright: ignore[reportArgumentType]
     }
     compare(f"cubemap 6x{size}x{size} of {height}x{2 * height}", calls, lambda found: float(np.abs(found - front).max()), options)
 

@@ -36,10 +36,10 @@ def test_the_fast_look_up_equals_the_padded_one(yaw, pitch, roll):
     g = torch.Generator().manual_seed(0)
     noise = torch.rand(1, 2, 8, 16, generator=g, dtype=torch.float64)
     planes = cameras.view_directions(torch.tensor([1.7], dtype=torch.float64), rotation(yaw, pitch, roll), 16, 16)
-    across, down = erp._sphere_coordinates(*planes.unbind(1))
+    coordinates = erp._sphere_coordinates(*planes.unbind(1))
     found, gradients = [], []
     for look_up in (erp._look_up_mended, erp._look_up_padded):
-        inputs = [t.clone().requires_grad_() for t in (noise, across, down)]
+        inputs = [t.clone().requires_grad_() for t in (noise, coordinates)]
         values = look_up(*inputs)
         found.append(values)
         gradients.append(torch.autograd.grad(values.sin().sum(), inputs))

@@ -25,9 +25,8 @@ def angle(*degrees, dtype=torch.float64):
 def test_pixel_and_direction_are_inverse():
     rays = erp.panorama_rays(8, 16, torch.float64)
     u, v = erp.pixel_from_direction(rays * 2.5, 8, 16)
-    assert torch.allclose(u, torch.arange(16.0).double().expand(8, 16)) and torch.allclose(
-        v, torch.arange(8.0).double()[:, None].expand(8, 16)
-    )
+    assert torch.allclose(u, torch.arange(16.0).double().expand(8, 16))
+    assert torch.allclose(v, torch.arange(8.0).double()[:, None].expand(8, 16))
     assert torch.allclose(rays.norm(dim=-1), torch.ones(8, 16, dtype=torch.float64))
     middle = erp.direction_from_angles(torch.zeros(()), torch.zeros(()))
     assert middle.tolist() == [0, 0, 1] and rays[0, :, 1].max() < -0.9  # the middle looks forward, row 0 up

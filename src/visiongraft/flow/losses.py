@@ -28,7 +28,7 @@ def flow_matching_loss(
     Raises:
         ValueError: a mask that does not broadcast, or is False everywhere.
 
-    Source: arXiv 2601.16192, Sec. 3: the loss is on panorama tokens only.
+    Source: arXiv 2601.16192: the loss is on panorama tokens only.
     """
     precision = torch.promote_types(prediction.dtype, torch.float32)
     difference = prediction.to(precision) - velocity(data.to(precision), noise.to(precision))

@@ -18,7 +18,7 @@ def interpolate(data: Float[Tensor, "*shape"], noise: Float[Tensor, "*shape"], t
     Raises:
         ValueError: times that do not fit the shape.
 
-    Source: rectified flow; arXiv 2601.16192, Sec. 3 (flow matching in the latents of the base).
+    Source: rectified flow; arXiv 2601.16192 (flow matching in the latents of the base).
     """
     t = times_like(t, data)
     return ((1 - t) * data + t * noise).to(data.dtype)

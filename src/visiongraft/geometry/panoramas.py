@@ -5,7 +5,7 @@ along +z, row 0 looks up (-y). All functions are differentiable and batched.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import reduce
 
 import torch
@@ -19,7 +19,7 @@ from visiongraft.geometry.cameras import focal_length, rotation_from_angles, vie
 CUBE_FACES = {"front": (0, 0), "right": (1, 0), "back": (2, 0), "left": (-1, 0), "up": (0, 1), "down": (0, -1)}
 
 # samples done at a time on a CPU
-BLOCK_SAMPLES = 2**18
+BLOCK_SAMPLES = 2**19
 
 
 def check_panorama(panorama: Shaped[Tensor, "*batch height width"]) -> Shaped[Tensor, "*batch height width"]:
@@ -83,45 +83,51 @@ def sample_panorama(
     check_panorama(panorama)
     precise = torch.promote_types(panorama.dtype, torch.float32)
     flat = directions.to(precise).reshape(directions.shape[0], 1, -1, 3)
-    values = _look_up(panorama.to(precise), *_sphere_coordinates(*flat.unbind(-1)))
+    values = _look_up(panorama.to(precise), _sphere_coordinates(*flat.unbind(-1)))
     return values.reshape(*panorama.shape[:2], *directions.shape[1:-1]).to(panorama.dtype)
 
 
-def _sphere_coordinates(
-    x: Float[Tensor, "*grid"], y: Float[Tensor, "*grid"], z: Float[Tensor, "*grid"]
-) -> tuple[Float[Tensor, "*grid"], Float[Tensor, "*grid"]]:
+def _sphere_coordinates(x: Float[Tensor, "*grid"], y: Float[Tensor, "*grid"], z: Float[Tensor, "*grid"]) -> Float[Tensor, "2 *grid"]:
     """Where directions lie on a panorama that reaches from -1 to 1 both across and down: longitude / pi and -2 latitude / pi."""
     level = torch.addcmul(x * x, z, z)
+    # latitudes not from asin of a ratio, which loses precision at the poles
     if level.requires_grad:
         # the gradient of the longitude is infinite at the poles; within 1e-6 rad of them, far less than a pixel, it is left out
         z = torch.where(level > 1e-12 * y * y, z, torch.ones_like(z))
-        level = level + 1e-20
-    # not asin of a ratio, which loses precision at the poles
-    return torch.atan2(x, z).mul_(1 / math.pi), torch.atan2(y, level.sqrt()).mul_(2 / math.pi)
+        coordinates = torch.stack([torch.atan2(x, z), torch.atan2(y, (level + 1e-20).sqrt())])
+    else:
+        coordinates = x.new_empty(2, *x.shape)
+        torch.atan2(x, z, out=coordinates[0])
+        torch.atan2(y, level.sqrt_(), out=coordinates[1])
+    coordinates[0] *= 1 / math.pi
+    coordinates[1] *= 2 / math.pi
+    return coordinates
 
 
 def _look_up(
-    panorama: Float[Tensor, "batch channels height width"], across: Float[Tensor, "batch h w"], down: Float[Tensor, "batch h w"]
+    panorama: Float[Tensor, "batch channels height width"], coordinates: Float[Tensor, "2 batch h w"]
 ) -> Float[Tensor, "batch channels h w"]:
     """Bilinear values at coordinates of :func:`_sphere_coordinates`, in the way that is faster on the device."""
-    return (_look_up_mended if panorama.device.type == "cpu" else _look_up_padded)(panorama, across, down)
+    return (_look_up_mended if panorama.device.type == "cpu" else _look_up_padded)(panorama, coordinates)
 
 
-def _look_up_padded(panorama: Tensor, across: Tensor, down: Tensor) -> Float[Tensor, "batch channels h w"]:
+def _look_up_padded(panorama: Tensor, coordinates: Tensor) -> Float[Tensor, "batch channels h w"]:
     """The plain way: sample a copy of the panorama that has a border."""
     height, width = panorama.shape[-2:]
+    across, down = coordinates
     grid = torch.stack([across * (width / (width + 2)), down * (height / (height + 2))], -1)
     return F.grid_sample(pad_sphere(panorama), grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-def _look_up_mended(panorama: Tensor, across: Tensor, down: Tensor) -> Float[Tensor, "batch channels h w"]:
+def _look_up_mended(panorama: Tensor, coordinates: Tensor) -> Float[Tensor, "batch channels h w"]:
     """Without a copy of the panorama: samples that have neighbours beyond the picture, mostly few, are done again by hand.
 
     On a CPU the copy costs more than all else. This way reads the coordinates' range, for which an accelerator would have to wait.
     """
     height, width = panorama.shape[-2:]
-    grid = torch.stack([across, down]).movedim(0, -1)  # planes side by side: grid_sample reads them as they are
-    values = F.grid_sample(panorama, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    across, down = coordinates
+    # grid_sample reads the two planes as they are
+    values = F.grid_sample(panorama, coordinates.movedim(0, -1), mode="bilinear", padding_mode="border", align_corners=False)
     outside = [_beyond(across, 1 - 1 / width), _beyond(down, 1 - 1 / height)]
     outside = [mask for mask in outside if mask is not None]
     if not outside:
@@ -137,7 +143,8 @@ def _look_up_mended(panorama: Tensor, across: Tensor, down: Tensor) -> Float[Ten
             pixel_column = (i.long() + past_pole * (width // 2)) % width
             weight = (1 - (u - i).abs()) * (1 - (v - j).abs())
             mended = mended + panorama[image, :, j.long().clamp(0, height - 1), pixel_column] * weight[:, None]
-    return values.movedim(1, -1).index_put((image, row, column), mended).movedim(-1, 1)
+    values.movedim(1, -1).index_put_((image, row, column), mended)
+    return values
 
 
 def _beyond(coordinate: Tensor, last: float) -> Bool[Tensor, "batch h w"] | None:
@@ -177,13 +184,27 @@ def perspective_from_panorama(
     rotation = rotation.to(precise).expand(*views, 3, 3).reshape(*shape, 3, 3)
     factor = supersampling(float(focal_length(hfov.detach(), size[1]).min()), panorama.shape[-1]) if antialias else 1
     image = panorama.to(precise)
-    result = image.new_empty(*shape, image.shape[1], *size)
-    for first, last in _row_blocks(size[0], shape[1] * size[1] * factor**2, panorama.device):
+
+    def block(first: int, last: int) -> Tensor:
         planes = view_directions(hfov, rotation, size[0] * factor, size[1] * factor, (first * factor, last * factor))
-        across, down = (c.flatten(1, 2) for c in _sphere_coordinates(*planes.unbind(-3)))
-        values = _average(_look_up(image, across, down).unflatten(2, (shape[1], -1)), factor)
-        result[..., first:last, :] = values.transpose(1, 2)
-    return result.reshape(*views, -1, *size).to(panorama.dtype)
+        coordinates = _sphere_coordinates(*planes.unbind(-3)).flatten(2, 3)
+        return _average(_look_up(image, coordinates).unflatten(2, (shape[1], -1)), factor)
+
+    values = _in_row_blocks(block, size[0], shape[1] * size[1] * factor**2, panorama.device)
+    return values.transpose(1, 2).reshape(*views, -1, *size).to(panorama.dtype)
+
+
+def _in_row_blocks(block: Callable[[int, int], Tensor], rows: int, samples: int, device: torch.device) -> Tensor:
+    """A picture whose rows are computed in blocks; ``block`` takes the first and last row, ``samples`` are those of a row."""
+    windows = list(_row_blocks(rows, samples, device))
+    top = block(*windows[0])
+    if len(windows) == 1:
+        return top
+    picture = top.new_empty(*top.shape[:-2], rows, top.shape[-1])
+    picture[..., : windows[0][1], :] = top
+    for first, last in windows[1:]:
+        picture[..., first:last, :] = block(first, last)
+    return picture
 
 
 def _row_blocks(rows: int, samples: int, device: torch.device) -> Iterator[tuple[int, int]]:
@@ -248,11 +269,11 @@ def rotate_panorama(
     height, width = check_panorama(panorama).shape[-2:]
     precise = torch.promote_types(panorama.dtype, torch.float32)
     source, turn = panorama.to(precise), rotation.to(precise)
-    result = torch.empty_like(source)
-    for first, last in _row_blocks(height, panorama.shape[0] * width, panorama.device):
-        planes = _turned_rays(turn, height, width, (first, last))
-        result[..., first:last, :] = _look_up(source, *_sphere_coordinates(*planes.unbind(-3)))
-    return result.to(panorama.dtype)
+
+    def block(first: int, last: int) -> Tensor:
+        return _look_up(source, _sphere_coordinates(*_turned_rays(turn, height, width, (first, last)).unbind(-3)))
+
+    return _in_row_blocks(block, height, panorama.shape[0] * width, panorama.device).to(panorama.dtype)
 
 
 def _turned_rays(
@@ -286,11 +307,12 @@ def panorama_from_cubemap(
     """The panorama of ``height`` x ``2 height`` that six views of 90 degrees show, the inverse of :func:`cubemap_from_panorama`."""
     precise = faces.to(torch.promote_types(faces.dtype, torch.float32))
     strip = _side_by_side(_pad_cube(precise))
-    result = precise.new_empty(faces.shape[0], faces.shape[2], height, 2 * height)
     level = torch.eye(3, dtype=precise.dtype, device=precise.device)
-    for first, last in _row_blocks(height, faces.shape[0] * 2 * height, faces.device):
-        result[..., first:last, :] = _look_up_cube(strip, *_turned_rays(level, height, 2 * height, (first, last)))
-    return result.to(faces.dtype)
+
+    def block(first: int, last: int) -> Tensor:
+        return _look_up_cube(strip, *_turned_rays(level, height, 2 * height, (first, last)))
+
+    return _in_row_blocks(block, height, faces.shape[0] * 2 * height, faces.device).to(faces.dtype)
 
 
 def _pad_cube(faces: Float[Tensor, "batch 6 channels size size"]) -> Float[Tensor, "batch 6 channels size+2 size+2"]:

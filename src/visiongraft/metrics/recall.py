@@ -25,7 +25,7 @@ def recall_auc(
     Raises:
         ValueError: no errors, negative ones or NaN, thresholds below ``min_error`` or not positive.
 
-    Source: Veicht et al., arXiv 2409.06704 (GeoCalib), evaluation; brief of arXiv 2601.16192, Sec. 7.4.
+    Source: Veicht et al., arXiv 2409.06704 (GeoCalib), evaluation; used by arXiv 2601.16192.
     """
     _check_errors(errors)
     if not thresholds or min(thresholds) <= 0 or min(thresholds) < min_error or min_error < 0:

@@ -18,7 +18,7 @@ class Dice:
     def __init__(self, seed: int) -> None:
         self._generator = torch.Generator().manual_seed(seed)
 
-    def between(self, low: float, high: float) -> float:
+    def between(self, low: float | int, high: float | int) -> float:
         """A number, evenly distributed."""
         return low + (high - low) * float(torch.rand((), generator=self._generator, dtype=torch.float64))
 

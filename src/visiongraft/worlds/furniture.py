@@ -31,7 +31,11 @@ def table(width: float, depth: float, height: float, top: Material, legs: Materi
     """A table with four legs, or a round one with a foot."""
     if round_top:
         radius = min(width, depth) / 2
-        return [post(0, 0, height - 0.04, radius, 0.04, top), post(0, 0, 0.03, 0.05, height - 0.07, legs), post(0, 0, 0, radius * 0.5, 0.03, legs)]
+        return [
+            post(0, 0, height - 0.04, radius, 0.04, top),
+            post(0, 0, 0.03, 0.05, height - 0.07, legs),
+            post(0, 0, 0, radius * 0.5, 0.03, legs),
+        ]
     inset = 0.07
     return [
         block(0, 0, height - 0.05, (width, 0.05, depth), top),
@@ -118,7 +122,11 @@ def floor_lamp(shade: str, lit: bool) -> list[Solid]:
     """A lamp on a pole."""
     cover = Material(COLORS[shade], emission=2.5 if lit else 0.0)
     top = post(0, 0, 1.45, 0.2, 0.3, cover)
-    return [post(0, 0, 0, 0.15, 0.03, _METAL), post(0, 0, 0, 0.014, 1.5, _METAL), Solid(top.shape, top.position, top.half_size, cover, casts_shadow=False)]
+    return [
+        post(0, 0, 0, 0.15, 0.03, _METAL),
+        post(0, 0, 0, 0.014, 1.5, _METAL),
+        Solid(top.shape, top.position, top.half_size, cover, casts_shadow=False),
+    ]
 
 
 def wall_picture(image: str, width: float, height: float, frame: Material) -> list[Solid]:
@@ -133,7 +141,11 @@ def vase(color: str, dice: Dice) -> list[Solid]:
     """A vase of 15 to 30 cm, on a table or a chest."""
     body = dice.between(0.06, 0.09)
     glaze = dice.pick((paint(color), striped(color, "white", 0.06, around=True)))
-    return [egg(0, 0, 0, (body, body * 1.3, body), glaze), post(0, 0, body * 2, body * 0.42, body * 1.3, glaze), post(0, 0, body * 3.2, body * 0.55, 0.012, glaze)]
+    return [
+        egg(0, 0, 0, (body, body * 1.3, body), glaze),
+        post(0, 0, body * 2, body * 0.42, body * 1.3, glaze),
+        post(0, 0, body * 3.2, body * 0.55, 0.012, glaze),
+    ]
 
 
 def mug(color: str) -> list[Solid]:
@@ -161,7 +173,12 @@ def book(color: str, dice: Dice) -> list[Solid]:
     width, depth, thick = dice.between(0.13, 0.19), dice.between(0.19, 0.26), dice.between(0.018, 0.045)
     cover = paint(color)
     pages = block(0, 0, 0.003, (width - 0.008, thick - 0.006, depth - 0.01), striped("white", "beige", 0.004))
-    return [block(0, 0, 0, (width, 0.003, depth), cover), pages, block(0, 0, thick - 0.003, (width, 0.003, depth), cover), block(-width / 2, 0, 0, (0.004, thick, depth), cover)]
+    return [
+        block(0, 0, 0, (width, 0.003, depth), cover),
+        pages,
+        block(0, 0, thick - 0.003, (width, 0.003, depth), cover),
+        block(-width / 2, 0, 0, (0.004, thick, depth), cover),
+    ]
 
 
 def ball(color: str, radius: float, dice: Dice) -> list[Solid]:
@@ -185,7 +202,11 @@ def bowl_of_fruit(dice: Dice) -> list[Solid]:
 def candle(color: str) -> list[Solid]:
     """A burning candle on a saucer."""
     flame = Material((1.0, 0.6, 0.15), emission=3.0)
-    return [post(0, 0, 0, 0.06, 0.008, paint("white")), post(0, 0, 0.008, 0.025, 0.11, paint(color)), egg(0, 0, 0.12, (0.007, 0.018, 0.007), flame)]
+    return [
+        post(0, 0, 0, 0.06, 0.008, paint("white")),
+        post(0, 0, 0.008, 0.025, 0.11, paint(color)),
+        egg(0, 0, 0.12, (0.007, 0.018, 0.007), flame),
+    ]
 
 
 def blocks(dice: Dice) -> list[Solid]:
@@ -193,11 +214,16 @@ def blocks(dice: Dice) -> list[Solid]:
     parts, base = [], 0.0
     for color in dice.some(VIVID, dice.whole(3, 5)):
         side = dice.between(0.04, 0.06)
-        parts.append(block(dice.between(-0.008, 0.008), dice.between(-0.008, 0.008), base, (side, side, side), paint(color), dice.between(0, 1.5)))
+        parts.append(
+            block(dice.between(-0.008, 0.008), dice.between(-0.008, 0.008), base, (side, side, side), paint(color), dice.between(0, 1.5))
+        )
         base += side
     return parts
 
 
 def pencil(color: str) -> list[Solid]:
     """A pencil that lies on a table, along x."""
-    return [rod((-0.085, -0.005, 0.0), (0.07, -0.005, 0.0), 0.0045, paint(color), "cylinder"), rod((0.07, -0.005, 0.0), (0.088, -0.005, 0.0), 0.0025, paint("beige"))]
+    return [
+        rod((-0.085, -0.005, 0.0), (0.07, -0.005, 0.0), 0.0045, paint(color), "cylinder"),
+        rod((0.07, -0.005, 0.0), (0.088, -0.005, 0.0), 0.0025, paint("beige")),
+    ]

@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from .building import placed, turn
-from .colors import VIVID, linear
+from .colors import VIVID, darker, linear
 from .dice import Dice
 from .lighting import TIMES, daylight
 from .materials import stone
@@ -15,7 +15,7 @@ _GROUNDS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]
     "green": ((0.12, 0.25, 0.04), (0.05, 0.13, 0.02)),
     "dry": ((0.42, 0.33, 0.13), (0.26, 0.19, 0.07)),
     "snowy": ((0.86, 0.88, 0.93), (0.70, 0.74, 0.82)),
-    "flowering": ((0.30, 0.30, 0.07), (0.06, 0.16, 0.02)),
+    "golden": ((0.48, 0.36, 0.07), (0.27, 0.22, 0.04)),
 }
 
 
@@ -36,9 +36,19 @@ def landscape(dice: Dice) -> Scene:
         color, roof = dice.pick(("white", "yellow", "pink", "beige", "blue")), dice.pick(("red", "brown", "grey"))
         angle = (water[0] + math.pi * dice.between(0.6, 1.4)) if water else dice.between(-math.pi, math.pi)
         away = dice.between(12, 18)
-        things.append(Thing(f"{color} house", placed(house(color, roof, dice, time == "at night"), math.sin(angle) * away, math.cos(angle) * away, angle + dice.between(-0.5, 0.5))))
+        things.append(
+            Thing(
+                f"{color} house",
+                placed(
+                    house(color, roof, dice, time == "at night"),
+                    math.sin(angle) * away,
+                    math.cos(angle) * away,
+                    angle + dice.between(-0.5, 0.5),
+                ),
+            )
+        )
         mentioned.append(f"a {color} house with a {roof} roof")
-    kinds = ("fir",) if ground == "snowy" else dice.pick((("tree",), ("fir",), ("tree", "fir")))
+    kinds = ("fir",) if ground == "snowy" else dice.pick((("tree",), ("tree",), ("fir",), ("tree", "fir")))
     things += _woods(kinds, season, water, things, dice)
     mentioned.append(" and ".join("firs" if kind == "fir" else "trees" if season == "green" else f"{season} trees" for kind in kinds))
     things += _rocks(water, dice)
@@ -59,7 +69,7 @@ def landscape(dice: Dice) -> Scene:
 
 def _meadow(ground: str) -> Thing:
     light, dark = _GROUNDS[ground]
-    look = Material(light, "mottled", dark, (9, 9), image="clouds" if ground == "snowy" else "grass")
+    look = Material(light, "mottled", dark, (3, 3), image="clouds" if ground == "snowy" else "grass")
     return Thing("meadow", [Solid("plane", (0, 0, 0), (math.inf, 1, math.inf), look, casts_shadow=False)])
 
 
@@ -69,8 +79,8 @@ def _hills(ground: str, dice: Dice) -> list[Thing]:
     for i in range(7):
         angle, away = i * 0.9 + dice.between(-0.3, 0.3), dice.between(60, 95)
         radii = (dice.between(28, 45), dice.between(6, 15), dice.between(25, 40))
-        shade = dice.between(0.75, 1.1)
-        look = Material(tuple(min(1.0, c * shade) for c in light), "mottled", tuple(c * shade for c in dark), (30, 30), image="clouds")
+        shade = dice.between(0.75, 1.05)
+        look = Material(darker(light, shade), "mottled", darker(dark, shade), (30, 30), image="clouds")
         x, z = math.sin(angle) * away, math.cos(angle) * away
         hills.append(Solid("ellipsoid", (x, 0.0, z), radii, look, turn(angle)))
     return [Thing("hill", [hill]) for hill in hills]
@@ -86,9 +96,15 @@ def _mountains(ground: str, dice: Dice) -> list[Thing]:
         angle, away = start + i * 0.55, dice.between(300, 420)
         size = dice.between(70, 130)
         tilt = turn(dice.between(0, 1.5), dice.between(0.5, 0.9), dice.between(0.5, 0.9))
-        peaks.append(Solid("box", (math.sin(angle) * away, size * 0.25, math.cos(angle) * away), (size, size, size), stone(color, 120.0), tilt))
+        peaks.append(
+            Solid("box", (math.sin(angle) * away, size * 0.25, math.cos(angle) * away), (size, size, size), stone(color, 120.0), tilt)
+        )
         snow = Material((0.80, 0.83, 0.88), "mottled", dark, (90, 90), image="clouds")
-        peaks.append(dataclasses.replace(peaks[-1], position=(peaks[-1].position[0], size * 0.18, peaks[-1].position[2]), half_size=(size * 0.97,) * 3, material=snow))
+        peaks.append(
+            dataclasses.replace(
+                peaks[-1], position=(peaks[-1].position[0], size * 0.18, peaks[-1].position[2]), half_size=(size * 0.97,) * 3, material=snow
+            )
+        )
     return [Thing("mountains", peaks)]
 
 

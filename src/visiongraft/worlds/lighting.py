@@ -14,12 +14,24 @@ def daylight(time: str, dice: Dice, haze: float = 0.002) -> tuple[list[Light], S
     clouds = dice.between(0.15, 0.6)
     if time == "on an overcast day":
         above = Light((0.5, 0.52, 0.55), (0.0, -1.0, 0.0))
-        sky = Sky((0.42, 0.47, 0.54), (0.62, 0.65, 0.68), (0.34, 0.36, 0.39), (0.24, 0.24, 0.24), None, (0.9, 0.92, 0.95), 0.9, 0.0, haze * 1.5)
+        sky = Sky(
+            (0.42, 0.47, 0.54), (0.62, 0.65, 0.68), (0.34, 0.36, 0.39), (0.24, 0.24, 0.24), None, (0.9, 0.92, 0.95), 0.9, 0.0, haze * 1.5
+        )
         return [above], sky
     if time == "at night":
         moon = direction(azimuth, dice.between(0.5, 0.9))
-        light = Light((0.035, 0.045, 0.075), moon)
-        sky = Sky((0.003, 0.005, 0.015), (0.02, 0.025, 0.05), (0.02, 0.025, 0.045), (0.012, 0.012, 0.018), moon, (0.75, 0.78, 0.85), 0.12, 1.0, haze * 0.5)
+        light = Light((0.075, 0.095, 0.145), moon)
+        sky = Sky(
+            (0.003, 0.005, 0.015),
+            (0.02, 0.025, 0.05),
+            (0.035, 0.042, 0.07),
+            (0.02, 0.02, 0.028),
+            moon,
+            (0.75, 0.78, 0.85),
+            0.12,
+            1.0,
+            haze * 0.5,
+        )
         return [light], sky
     elevation, color, zenith, horizon, ambient = {
         "in the morning": (dice.between(0.35, 0.6), (0.95, 0.80, 0.60), (0.13, 0.29, 0.62), (0.66, 0.70, 0.74), (0.30, 0.35, 0.44)),
@@ -28,9 +40,9 @@ def daylight(time: str, dice: Dice, haze: float = 0.002) -> tuple[list[Light], S
         "at sunset": (dice.between(0.1, 0.2), (1.0, 0.45, 0.16), (0.12, 0.16, 0.40), (0.85, 0.42, 0.22), (0.27, 0.25, 0.34)),
     }[time]
     sun = direction(azimuth, elevation)
-    dome = Light(_scaled(ambient, 0.5), (0.0, -1.0, 0.0))
-    down = (ambient[0] * 0.6, ambient[1] * 0.55, ambient[2] * 0.45)
-    sky = Sky(zenith, horizon, _scaled(ambient, 0.7), down, sun, _scaled(color, 1.1), clouds, 0.0, haze)
+    dome = Light(_scaled(ambient, 0.55), (0.0, -1.0, 0.0))
+    down = (ambient[0] * 0.75, ambient[1] * 0.68, ambient[2] * 0.56)
+    sky = Sky(zenith, horizon, _scaled(ambient, 0.8), down, sun, _scaled(color, 1.1), clouds, 0.0, haze)
     return [Light(color, sun), dome], sky
 
 

@@ -56,7 +56,7 @@ def plaster(color: Vector) -> Material:
 
 def leaves(color: Vector) -> Material:
     """Foliage."""
-    return Material(color, "mottled", darker(color, 0.22), (1.3, 1.3), image="grass")
+    return Material(darker(color, 1.25), "mottled", darker(color, 0.12), (0.8, 0.8), image="gravel")
 
 
 def stone(color: Vector, size: float = 1.5) -> Material:

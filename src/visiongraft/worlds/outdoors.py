@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from .building import block, egg, placed, post, rod, turn
+from .building import block, egg, post, rod, turn
 from .colors import COLORS, darker, linear
 from .dice import Dice
 from .materials import brickwork, facade, leaves, paint, plaster, stone, striped, wood
@@ -18,16 +18,19 @@ _SEASONS = {"green": (0.07, 0.20, 0.03), "autumn": (0.45, 0.17, 0.03), "blossomi
 
 
 def tree(dice: Dice, season: str = "green", size: float = 1.0) -> list[Solid]:
-    """A broad-leaved tree with a crown of three to five ellipsoids."""
+    """A broad-leaved tree with a crown of seven to ten ellipsoids."""
     height = size * dice.between(2.0, 3.0)
     radius = size * dice.between(1.1, 1.6)
     trunk = rod((0.0, 0.3, 0.0), (dice.between(-0.1, 0.1), -height - 0.5 * radius, dice.between(-0.1, 0.1)), 0.11 * size + 0.03, _BARK)
     crown = [egg(0, 0, height - 0.3 * radius, (radius, radius * 0.95, radius), _foliage(dice, season))]
-    for i in range(dice.whole(2, 4)):
-        angle = i * 2.2 + dice.between(0, 1)
-        part = radius * dice.between(0.5, 0.75)
-        x, z = math.sin(angle) * radius * 0.65, math.cos(angle) * radius * 0.65
-        crown.append(egg(x, z, height + radius * dice.between(-0.2, 0.7), (part, part * 0.9, part), _foliage(dice, season), yaw=angle))
+    for i in range(dice.whole(6, 9)):
+        angle = i * 2.4 + dice.between(-0.4, 0.4)
+        part = radius * dice.between(0.38, 0.62)
+        lean = radius * dice.between(0.55, 0.85)
+        base = height + radius * dice.between(-0.4, 0.85)
+        crown.append(
+            egg(math.sin(angle) * lean, math.cos(angle) * lean, base, (part, part * 0.85, part), _foliage(dice, season), yaw=angle)
+        )
     return [trunk, *crown]
 
 
@@ -47,7 +50,10 @@ def conifer(dice: Dice, size: float = 1.0) -> list[Solid]:
 def bush(dice: Dice, season: str = "green") -> list[Solid]:
     """A low shrub."""
     radius = dice.between(0.35, 0.7)
-    return [egg(x * radius * 0.7, dice.between(-0.2, 0.2), -radius * 0.3, (radius, radius * 0.85, radius), _foliage(dice, season)) for x in (-1, 0, 1)]
+    return [
+        egg(x * radius * 0.7, dice.between(-0.2, 0.2), -radius * 0.3, (radius, radius * 0.85, radius), _foliage(dice, season))
+        for x in (-1, 0, 1)
+    ]
 
 
 def _foliage(dice: Dice, season: str) -> Material:
@@ -83,7 +89,11 @@ def car(color: str, dice: Dice, night: bool = False) -> list[Solid]:
         block(0, 0, 0.24, (width + 0.04, 0.14, length + 0.12), Material((0.05, 0.05, 0.055))),
         block(0, shift, 0.72, (width - 0.22, cabin_height, cabin_length), _GLASS),
         block(0, shift, 0.72 + cabin_height - 0.06, (width - 0.18, 0.07, cabin_length - 0.1), body),
-        *(block(x * (width - 0.22) / 2, shift + z * (cabin_length / 2 - 0.04), 0.72, (0.05, cabin_height, 0.09), body) for x in (-1, 1) for z in (-1, 0, 1)),
+        *(
+            block(x * (width - 0.22) / 2, shift + z * (cabin_length / 2 - 0.04), 0.72, (0.05, cabin_height, 0.09), body)
+            for x in (-1, 1)
+            for z in (-1, 0, 1)
+        ),
         *(block(x * 0.62, length / 2, 0.5, (0.34, 0.16, 0.04), lamp) for x in (-1, 1)),
         *(block(x * 0.66, -length / 2, 0.52, (0.28, 0.14, 0.04), rear) for x in (-1, 1)),
     ]
@@ -126,7 +136,9 @@ def house(color: str, roof: str, dice: Dice, night: bool = False) -> list[Solid]
     slope = Material(COLORS[roof], "stripes", darker(COLORS[roof], 0.6), (0.35, 0.35))
     side = depth / math.sqrt(2)
     gable = Solid("box", (0.0, -height, 0.0), (width / 2 + 0.25, side / 2 + 0.2, side / 2 + 0.2), slope, turn(0.0, math.pi / 4))
-    ends = Solid("box", (0.0, -height, 0.0), (width / 2 + 0.27, side / 2 - 0.05, side / 2 - 0.05), plaster(COLORS[color]), turn(0.0, math.pi / 4))
+    ends = Solid(
+        "box", (0.0, -height, 0.0), (width / 2 + 0.27, side / 2 - 0.05, side / 2 - 0.05), plaster(COLORS[color]), turn(0.0, math.pi / 4)
+    )
     door = block(width / 2 - 1.8, -depth / 2, 0, (0.95, 2.1, 0.1), paint(dice.pick(("red", "blue", "brown", "turquoise"))))
     chimney = block(width / 4, 0.9, height, (0.6, depth / 2 + 0.6, 0.6), brickwork(linear(0.55, 0.28, 0.22)))
     return [block(0, 0, -0.3, (width, height + 0.3, depth), wall), gable, ends, door, chimney]
@@ -164,7 +176,11 @@ def shop_front(width: float, color: str, dice: Dice, lit: bool) -> list[Solid]:
 def pedestrian(dice: Dice) -> tuple[str, list[Solid]]:
     """A standing figure of capsules, and the colour of its coat."""
     coat = dice.pick(("red", "blue", "yellow", "green", "purple", "black", "orange"))
-    cloth, trousers, skin = paint(coat), paint(dice.pick(("black", "grey", "brown", "blue"))), Material(dice.pick(((0.62, 0.38, 0.26), (0.30, 0.16, 0.09), (0.75, 0.5, 0.38))))
+    cloth, trousers, skin = (
+        paint(coat),
+        paint(dice.pick(("black", "grey", "brown", "blue"))),
+        Material(dice.pick(((0.62, 0.38, 0.26), (0.30, 0.16, 0.09), (0.75, 0.5, 0.38)))),
+    )
     parts = [
         *(rod((x * 0.1, -0.08, x * 0.12), (x * 0.09, -0.85, 0.0), 0.075, trousers) for x in (-1, 1)),
         rod((0.0, -0.9, 0.0), (0.0, -1.32, 0.0), 0.18, cloth),
@@ -172,4 +188,4 @@ def pedestrian(dice: Dice) -> tuple[str, list[Solid]]:
         egg(0, 0, 1.5, (0.1, 0.13, 0.11), skin),
         egg(0, 0.015, 1.6, (0.11, 0.085, 0.12), Material((0.05, 0.03, 0.02))),
     ]
-    return coat, placed(parts, 0, 0)
+    return coat, parts

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .textures import look_up, tone
+from .textures import image_index, look_up, tone
 
 Rays = Float[Tensor, " rays"]
 Color = Float[Tensor, "3 rays"]
@@ -102,7 +102,11 @@ def windows(s: Surface) -> Look:
 
 
 def mottled(s: Surface) -> Look:
-    mix = look_up(s.image, s.u, s.v, torch.maximum(s.width_u, s.width_v))[0]
+    """A grey texture, with patches ten times as large: a texture alone shows how it repeats."""
+    width = torch.maximum(s.width_u, s.width_v)
+    fine = look_up(s.image, s.u, s.v, width)[0]
+    coarse = look_up(torch.full_like(s.image, image_index("clouds")), s.u * 0.093, s.v * 0.093, width * 0.093)[0]
+    mix = (0.7 * fine + 0.6 * coarse - 0.15).clamp_(0, 1)
     return torch.lerp(s.second, s.color, mix), s.emission
 
 

@@ -16,9 +16,10 @@ from .intersections import sum_of_products
 from .scenes import Scene
 from .shading import local_frame, shade
 from .sky import sky_color
+from .threads import share
 from .visibility import Posed, nearest, pose
 
-TILE = 65_536  # rays at a time: enough to share among threads, few enough for the cache
+TILE = 16_384  # rays at a time: few enough for the cache, enough to hide the cost of calls
 
 
 @dataclass(frozen=True)
@@ -30,16 +31,17 @@ class Hits:
         normal: of the surface, of unit length and facing the ray; 0 for the sky.
         solid: number of the solid in the scene's tensors; -1 for the sky.
         instance: number of the thing, an index of ``scene.names``; -1 for the sky.
-        color: linear light, or None where it was not asked for.
+        color: linear light; NaN where it was not asked for.
     """
 
     distance: Float[Tensor, "*rays"]
     normal: Float[Tensor, "*rays 3"]
     solid: Int[Tensor, "*rays"]
     instance: Int[Tensor, "*rays"]
-    color: Float[Tensor, "*rays 3"] | None
+    color: Float[Tensor, "*rays 3"]
 
 
+@torch.inference_mode(False)  # results and look-up tables are ordinary tensors whoever calls first
 @torch.no_grad()
 def cast(
     scene: Scene,
@@ -77,24 +79,28 @@ def cast(
     distance = grid.new_empty(grid.shape[:-1])
     solid = torch.empty_like(distance, dtype=torch.long)
     normal = grid.new_empty(3, *distance.shape)
-    rgb = torch.empty_like(normal) if color else None
-    for part in _tiles(distance.shape, tile):
+    rgb = torch.empty_like(normal) if color else grid.new_tensor(torch.nan).expand_as(normal)
+
+    def fill(part: tuple[int, slice, slice]) -> None:
         size = distance[part].shape
         order, back = _curve(*size, grid.device)
         ray = _rows(grid[part], order)
         ray = ray * sum_of_products(ray, ray).rsqrt_()
-        found = _cast_tile(posed, starts.T if starts.ndim == 2 else _rows(starts[part], order), ray, footprint, color, shadows)
+        start = starts.T if starts.ndim == 2 else _rows(starts[part], order)
+        found = _cast_tile(posed, start, ray, footprint, color, shadows)
         distance[part], solid[part] = found[0][back].view(size), found[1][back].view(size)
         normal[:, *part] = found[2][:, back].view(3, *size)
-        if rgb is not None and found[3] is not None:
+        if found[3] is not None:
             rgb[:, *part] = found[3][:, back].view(3, *size)
+
+    share(fill, list(_tiles(distance.shape, tile)), grid.device)
     instance = torch.cat([scene.instance, scene.instance.new_tensor([-1])])[solid]
     return Hits(
         distance.view(shape),
         normal.movedim(0, -1).view(*shape, 3),
         solid.view(shape),
         instance.view(shape),
-        None if rgb is None else rgb.movedim(0, -1).view(*shape, 3),
+        rgb.movedim(0, -1).reshape(*shape, 3),
     )
 
 

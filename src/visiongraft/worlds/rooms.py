@@ -9,10 +9,17 @@ from .dice import Dice
 from .furniture import ball, bed, bookshelf, cabinet, chair, floor_lamp, plant, sofa, table, wall_picture
 from .lighting import daylight
 from .materials import WOODS, brickwork, checked, fabric, leaves, paint, plaster, striped, tiles, wood
-from .scenes import Light, Material, Scene, Sky, Solid, Thing, Vector, assemble
+from .scenes import Light, Material, Number, Scene, Sky, Solid, Thing, Vector, assemble
 from .textures import PICTURES
 
-_WALLS = (linear(0.90, 0.87, 0.80), linear(0.80, 0.86, 0.84), linear(0.90, 0.82, 0.76), linear(0.78, 0.82, 0.90), linear(0.86, 0.87, 0.88), linear(0.88, 0.85, 0.68))
+_WALLS = (
+    linear(0.90, 0.87, 0.80),
+    linear(0.80, 0.86, 0.84),
+    linear(0.90, 0.82, 0.76),
+    linear(0.78, 0.82, 0.90),
+    linear(0.86, 0.87, 0.88),
+    linear(0.88, 0.85, 0.68),
+)
 _TIMES = ("in the morning", "in the afternoon", "at noon", "at night")
 _THICKNESS = 0.15
 
@@ -25,7 +32,7 @@ class Wall:
     distance: float
     yaw: float
 
-    def place(self, solids: list[Solid], along: float, gap: float, height: float = 0.0) -> list[Solid]:
+    def place(self, solids: list[Solid], along: Number, gap: Number, height: Number = 0.0) -> list[Solid]:
         """Solids moved ``along`` the wall (0: its middle), their origin ``gap`` metres before it."""
         near = self.distance - gap
         x = math.cos(self.yaw) * along + math.sin(self.yaw) * near
@@ -52,7 +59,11 @@ def shell(dice: Dice, width: float, depth: float, height: float) -> Shell:
     color = dice.pick(_WALLS)
     accent = dice.whole(0, 3)
     accent_look = dice.pick(
-        (plaster(darker(COLORS[dice.pick(VIVID)], 0.8)), brickwork(linear(0.66, 0.36, 0.27)), Material(color, "stripes", darker(color, 0.72), (0.3, 0.3)))
+        (
+            plaster(darker(COLORS[dice.pick(VIVID)], 0.8)),
+            brickwork(linear(0.66, 0.36, 0.27)),
+            Material(color, "stripes", darker(color, 0.72), (0.3, 0.3)),
+        )
     )
     window_walls = dice.some(range(4), dice.whole(1, 2))
     things: list[Thing] = []
@@ -66,7 +77,12 @@ def shell(dice: Dice, width: float, depth: float, height: float) -> Shell:
         if opening:
             frames += wall.place(_window_frame(*opening), 0, -0.05)
     floor, cover = dice.pick(
-        (("wooden", wood(dice.pick(list(WOODS)), 0.16)), ("tiled", tiles(dice.pick(("white", "beige", "grey")), 0.5)), ("checkered", checked("white", "black", 0.9)), ("carpeted", fabric(dice.pick(("grey", "beige", "blue", "brown")))))
+        (
+            ("wooden", wood(dice.pick(list(WOODS)), 0.16)),
+            ("tiled", tiles(dice.pick(("white", "beige", "grey")), 0.5)),
+            ("checkered", checked("white", "black", 0.9)),
+            ("carpeted", fabric(dice.pick(("grey", "beige", "blue", "brown")))),
+        )
     )
     things.append(Thing(f"{floor} floor", [sheet(0, 0, 0, width, depth, cover)]))
     roof = block(0, 0, height, (width + 2 * _THICKNESS, 0.1, depth + 2 * _THICKNESS), paint("white"))
@@ -100,7 +116,13 @@ def _window_frame(width: float, tall: float, sill: float) -> list[Solid]:
 
 def _outside(dice: Dice) -> list[Thing]:
     inf = math.inf
-    lawn = Solid("plane", (0, 0.4, 0), (inf, 1, inf), Material((0.10, 0.20, 0.04), "mottled", (0.04, 0.10, 0.02), (7, 7), image="grass"), casts_shadow=False)
+    lawn = Solid(
+        "plane",
+        (0, 0.4, 0),
+        (inf, 1, inf),
+        Material((0.10, 0.20, 0.04), "mottled", (0.04, 0.10, 0.02), (3, 3), image="grass"),
+        casts_shadow=False,
+    )
     trees = []
     for i in range(10):
         angle, away = i * math.pi / 5 + dice.between(-0.25, 0.25), dice.between(14, 26)
@@ -121,7 +143,7 @@ def indoor_light(time: str, dice: Dice, height: float) -> tuple[list[Light], Sky
     """Sun through the windows and a weak lamp by day, a lamp at night; walls throw much of the light back."""
     lights, sky = daylight(time, dice)
     night = time == "at night"
-    glow = 0.62 if night else 0.26
+    glow = 0.5 if night else 0.2
     lamp = Light((glow, glow * 0.9, glow * 0.74), None, (0.0, -(height - 0.42), 0.0), 2.2)
     up, down = ((0.13, 0.12, 0.105), (0.16, 0.14, 0.115)) if night else ((0.40, 0.40, 0.42), (0.34, 0.34, 0.34))
     inside = Sky(sky.zenith, sky.horizon, up, down, sky.sun, sky.sun_color, sky.clouds, sky.stars, 0.0)
@@ -138,7 +160,9 @@ def room(dice: Dice) -> Scene:
     things.append(_ceiling_lamp(height, sum(lights[1].color) > 1))
     mentioned: list[str] = []
 
-    def add(name: str, solids: list[Solid], mention: bool = True, spin: Vector = (0.0, 0.0, 0.0), velocity: Vector = (0.0, 0.0, 0.0)) -> None:
+    def add(
+        name: str, solids: list[Solid], mention: bool = True, spin: Vector = (0.0, 0.0, 0.0), velocity: Vector = (0.0, 0.0, 0.0)
+    ) -> None:
         things.append(Thing(name, solids, velocity, spin))
         if mention:
             mentioned.append(name)
@@ -149,8 +173,8 @@ def room(dice: Dice) -> Scene:
     rug_look = dice.pick((fabric(rug), striped(rug, "white", 0.35), checked(rug, "beige", 0.5)))
     add(f"{rug} rug", [block(0, 0, 0, (size[0], 0.012, size[1]), rug_look)])
     _main_furniture(use, base, free, dice, add)
-    _side_furniture(base, free, dice, add)
-    pictured = _pictures(base, dice, add)
+    occupied = _side_furniture(base, free, dice, add)
+    pictured = _pictures(base, occupied, dice, add)
     if dice.chance(0.5):
         color = dice.pick(VIVID)
         radius = dice.between(0.09, 0.14)
@@ -184,21 +208,29 @@ def _main_furniture(use: str, base: Shell, free: list[int], dice: Dice, add) -> 
         night = table(0.42, 0.4, 0.5, wood(kind), wood(kind))
         add(f"{kind} bedside table", wall.place(night, 1.35, 0.3))
     else:
-        x = (-1) ** dice.whole(0, 1) * (base.width / 2 - 1.35)
+        x = dice.pick((-1, 1)) * (base.width / 2 - 1.35)
         z = dice.between(-0.4, 0.4)
         add(f"{kind} dining table", placed(table(0.9, 1.7, 0.75, wood(kind), wood(kind)), x, z))
         seat = fabric(color)
-        chairs = [part for side in (-1, 1) for k in (-0.4, 0.4) for part in placed(chair(wood(kind), seat), x + side * 0.62, z + k, side * math.pi / 2)]
+        chairs = [
+            part
+            for side in (-1, 1)
+            for k in (-0.4, 0.4)
+            for part in placed(chair(wood(kind), seat), x + side * 0.62, z + k, side * math.pi / 2)
+        ]
         add(f"{color} chairs", chairs)
 
 
-def _side_furniture(base: Shell, free: list[int], dice: Dice, add) -> None:
+def _side_furniture(base: Shell, free: list[int], dice: Dice, add) -> dict[int, float]:
+    """Furniture along the other walls; returns where high pieces stand."""
+    occupied: dict[int, float] = {}
     for index in free[:3]:
         wall = base.walls[index]
         options = ["plant", "lamp", "cabinet"] if index in base.window_walls else ["shelf", "cabinet", "shelf", "plant"]
         choice = dice.pick(options)
-        along = dice.between(-0.5, 0.5) if choice != "plant" else (-1) ** dice.whole(0, 1) * (wall.length / 2 - 0.8)
+        along = dice.between(-0.5, 0.5) if choice != "plant" else dice.pick((-1, 1)) * (wall.length / 2 - 0.8)
         if choice == "shelf":
+            occupied[index] = along
             add("bookshelf", wall.place(bookshelf(dice), along, 0.17))
         elif choice == "cabinet":
             color = dice.pick(("white", *VIVID))
@@ -208,19 +240,24 @@ def _side_furniture(base: Shell, free: list[int], dice: Dice, add) -> None:
         else:
             color = dice.pick(("white", "yellow", "orange"))
             add(f"{color} floor lamp", wall.place(floor_lamp(color, False), wall.length / 2 - 0.5, 0.4))
+    return occupied
 
 
-def _pictures(base: Shell, dice: Dice, add) -> str:
+def _pictures(base: Shell, occupied: dict[int, float], dice: Dice, add) -> str:
     names = dice.some(PICTURES, 3)
     shown = []
     for index in range(4):
         if index in base.window_walls or not names:
             continue
         name, wall = names.pop(), base.walls[index]
+        # beside a shelf, on its longer side
+        along = dice.between(-0.5, 0.5)
+        if index in occupied:
+            along = (-1.0 if occupied[index] > 0 else 1.0) * (wall.length / 4 + 0.35)
         tall = dice.between(0.55, 0.85)
         wide = tall * dice.between(0.9, 1.4)
         frame = dice.pick((wood("walnut"), paint("black"), paint("white"), Material((0.5, 0.36, 0.12))))
-        solids = wall.place(wall_picture(name, wide, tall, frame), dice.between(-1.5, 1.5) * (wall.length / 7), 0.0, 1.35)
+        solids = wall.place(wall_picture(name, wide, tall, frame), along, 0.0, 1.4)
         add(f"picture ({name})", solids, mention=False)
         shown.append(name)
     return "" if not shown else f" and {'pictures' if len(shown) > 1 else 'a picture'} on the walls ({', '.join(shown)})"

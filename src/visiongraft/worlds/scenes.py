@@ -7,7 +7,7 @@ one or more *solids* that move together; an instance mask numbers the things.
 import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,7 +19,8 @@ from .textures import image_index
 
 SHAPES = ("box", "ellipsoid", "cylinder", "capsule", "plane")
 PATTERNS = ("plain", "checker", "stripes", "bricks", "planks", "windows", "mottled", "photograph")
-Vector = tuple[float, float, float]
+Number = float | int
+Vector = tuple[Number, Number, Number]
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,11 @@ class Material:
     color: Vector = (0.5, 0.5, 0.5)
     pattern: str = "plain"
     second: Vector = (0.2, 0.2, 0.2)
-    period: tuple[float, float] = (1.0, 1.0)
-    ratio: float = 0.5
+    period: tuple[Number, Number] = (1.0, 1.0)
+    ratio: Number = 0.5
     image: str = "clouds"
     around: bool = False
-    emission: float = 0.0
+    emission: Number = 0.0
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Solid:
     position: Vector
     half_size: Vector
     material: Material
-    rotation: Float[Tensor, "3 3"] | None = None
+    rotation: Float[Tensor, "3 3"] = field(default_factory=lambda: torch.eye(3))
     casts_shadow: bool = True
 
 
@@ -93,16 +94,16 @@ class Light:
     """The sun, the moon or the open sky above at infinity, or a lamp in the scene; surfaces cast shadows in it.
 
     Args:
-        color: linear light on a surface that faces it; of a lamp, at about ``reach`` metres.
+        color: linear light on a surface that faces it; of a lamp, at ``reach`` metres.
         direction: unit vector towards it, or None for a lamp.
         position: of a lamp, metres.
-        reach: of a lamp; its light falls with the square of the distance, and is limited near the lamp.
+        reach: of a lamp; its light falls with the square of the distance beyond, and reaches twice the colour near the lamp.
     """
 
     color: Vector
     direction: Vector | None = None
     position: Vector = (0.0, 0.0, 0.0)
-    reach: float = 2.0
+    reach: Number = 2.0
 
 
 @dataclass(frozen=True)
@@ -125,9 +126,9 @@ class Sky:
     ambient_down: Vector = (0.18, 0.17, 0.15)
     sun: Vector | None = None
     sun_color: Vector = (1.0, 0.95, 0.85)
-    clouds: float = 0.4
-    stars: float = 0.0
-    haze: float = 0.002
+    clouds: Number = 0.4
+    stars: Number = 0.0
+    haze: Number = 0.002
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,6 @@ def assemble(kind: str, caption: str, viewpoint: Vector, things: Sequence[Thing]
     rows.sort(key=lambda row: SHAPES.index(row[1].shape))
     solids = [solid for _, solid, _ in rows]
     materials = [solid.material for solid in solids]
-    eye = torch.eye(3)
     pivots = [thing.pivot or thing.solids[0].position for _, _, thing in rows]
     return Scene(
         kind=kind,
@@ -215,7 +215,7 @@ def assemble(kind: str, caption: str, viewpoint: Vector, things: Sequence[Thing]
         viewpoint=torch.tensor(viewpoint, dtype=torch.float32),
         counts=tuple(sum(solid.shape == shape for solid in solids) for shape in SHAPES),
         position=torch.tensor([solid.position for solid in solids], dtype=torch.float32),
-        rotation=torch.stack([eye if solid.rotation is None else solid.rotation.float() for solid in solids]),
+        rotation=torch.stack([solid.rotation.float() for solid in solids]),
         half_size=torch.tensor([solid.half_size for solid in solids], dtype=torch.float32),
         velocity=torch.tensor([thing.velocity for _, _, thing in rows], dtype=torch.float32),
         spin=torch.tensor([thing.spin for _, _, thing in rows], dtype=torch.float32),
@@ -239,6 +239,11 @@ def poses_at(scene: Scene, time: float) -> tuple[Float[Tensor, "solids 3"], Floa
     turn = torch.matrix_exp(skew(scene.spin * time))
     arm = torch.einsum("nij,nj->ni", turn, scene.position - scene.pivot)
     return scene.pivot + scene.velocity * time + arm, turn @ scene.rotation
+
+
+def column(vector: Vector, like: Tensor) -> Float[Tensor, "3 1"]:
+    """A colour or a direction as a column, with the device and the floats of another tensor."""
+    return torch.tensor(vector, dtype=like.dtype, device=like.device)[:, None]
 
 
 def _check(solid: Solid, name: str) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .intersections import sum_of_products
 from .patterns import PATTERN_COLORS, Surface
-from .scenes import PATTERNS, SHAPES, Light
+from .scenes import PATTERNS, SHAPES, Light, column
 from .visibility import FARTHEST, Posed, hidden
 
 SHADOW_GAP = 1e-3  # metres between a surface and the rays that look for its light
@@ -40,9 +40,7 @@ class Frame:
         return Frame(*(part[:, rows] for part in parts))
 
 
-def local_frame(
-    posed: Posed, solid: Int[Tensor, " rays"], point: Float[Tensor, "3 rays"], direction: Float[Tensor, "3 rays"]
-) -> Frame:
+def local_frame(posed: Posed, solid: Int[Tensor, " rays"], point: Float[Tensor, "3 rays"], direction: Float[Tensor, "3 rays"]) -> Frame:
     """Point, direction and normal in the axes of each ray's solid, and the normal in world axes; normals face the ray."""
     place = _gather(posed, POSITION, solid)
     rotation = _gather(posed, ROTATION, solid).view(3, 3, -1)
@@ -119,31 +117,31 @@ def shade(
     albedo, glow = _surface_color(posed, solid, frame, distance * footprint)
     sky = posed.scene.sky
     up = (0.5 - 0.5 * frame.world_normal[1]).unsqueeze(0)
-    received = torch.lerp(_column(sky.ambient_down, point), _column(sky.ambient_up, point), up) + glow
+    received = torch.lerp(column(sky.ambient_down, point), column(sky.ambient_up, point), up) + glow
     for light in posed.scene.lights:
-        received = torch.addcmul(received, _column(light.color, point), _direct(posed, light, point, frame.world_normal, shadows))
+        received = torch.addcmul(received, column(light.color, point), _direct(posed, light, point, frame.world_normal, shadows))
     color = albedo * received
     if sky.haze > 0:
-        color = torch.lerp(_column(sky.horizon, point), color, torch.exp(-sky.haze * distance))
+        color = torch.lerp(column(sky.horizon, point), color, torch.exp(-sky.haze * distance))
     return color
 
 
 def _direct(posed: Posed, light: Light, point: Tensor, normal: Tensor, shadows: bool) -> Float[Tensor, " rays"]:
     """Share of a light's colour that arrives at the points."""
     if light.direction is not None:
-        strength = sum_of_products(normal, _column(light.direction, point)).clamp_(min=0)
+        strength = sum_of_products(normal, column(light.direction, point)).clamp_(min=0)
     else:
-        to_lamp = _column(light.position, point) - point
+        to_lamp = column(light.position, point) - point
         square = sum_of_products(to_lamp, to_lamp)
         cosine = sum_of_products(normal, to_lamp).clamp_(min=0) * square.clamp(min=1e-6).rsqrt_()
-        strength = cosine * (light.reach**2 / (square + 0.25 * light.reach**2))
+        strength = cosine * (2 * light.reach**2 / (square + light.reach**2))
     lit = (strength > 1e-3).nonzero()[:, 0] if shadows else ()
     if len(lit):
         start = point[:, lit] + SHADOW_GAP * normal[:, lit]
         if light.direction is not None:
-            dark = hidden(posed, start, _column(light.direction, point), FARTHEST, posed.casters)
+            dark = hidden(posed, start, column(light.direction, point), FARTHEST, posed.casters)
         else:
-            lamp = _column(light.position, point)
+            lamp = column(light.position, point)
             dark = hidden(posed, lamp, start - lamp, 1.0, posed.casters)
         strength[lit] *= ~dark
     return strength
@@ -200,7 +198,3 @@ def _gather(posed: Posed, columns: slice, solid: Int[Tensor, " rays"]) -> Float[
     for source, target in zip(table, rows, strict=True):
         torch.index_select(source, 0, solid, out=target)
     return rows
-
-
-def _column(color: tuple[float, float, float], like: Tensor) -> Float[Tensor, "3 1"]:
-    return torch.tensor(color, dtype=like.dtype, device=like.device)[:, None]

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .intersections import sum_of_products
-from .scenes import Sky
+from .scenes import Sky, column
 from .textures import image_index, look_up, tone
 
 SUN_RADIUS = 0.025  # as seen, radians: five times the real one, to be a few pixels wide in a small picture
@@ -24,13 +24,13 @@ def sky_color(sky: Sky, directions: Float[Tensor, "3 rays"], footprint: float) -
         footprint: angle of a pixel in radians.
     """
     high = (-directions[1]).clamp_(0, 1)
-    color = torch.lerp(_column(sky.horizon, directions), _column(sky.zenith, directions), high.sqrt())
+    color = torch.lerp(column(sky.horizon, directions), column(sky.zenith, directions), high.sqrt())
     if sky.stars > 0:
         color = color + sky.stars * _stars(directions, footprint) * high
     if sky.sun is None:
         return _with_clouds(sky, color, directions, high, footprint) if sky.clouds > 0 else color
-    tint = _column(sky.sun_color, directions)
-    cosine = sum_of_products(directions, _column(sky.sun, directions))
+    tint = column(sky.sun_color, directions)
+    cosine = sum_of_products(directions, column(sky.sun, directions))
     glow = 0.2 * torch.exp(14 * (cosine - 1)) + 0.5 * torch.exp(300 * (cosine - 1))
     color = torch.addcmul(color, tint, glow)
     if sky.clouds > 0:
@@ -47,8 +47,9 @@ def _with_clouds(sky: Sky, color: Tensor, directions: Tensor, high: Tensor, foot
     density = look_up(image, directions[0] * reach, directions[2] * reach, footprint * reach / (high + 0.12))[0]
     cover = ((density - (0.8 - 0.7 * sky.clouds)) * 3).clamp_(0, 1)
     cover = cover * cover * (3 - 2 * cover) * (high * 8).clamp_(0, 1)
-    base = torch.tensor(sky.horizon).lerp(torch.tensor(sky.sun_color) * max(sky.horizon), 0.6)
-    lit = _column(tuple(base.tolist()), color) * (1.25 - 0.75 * density)
+    brightest = max(sky.horizon)
+    pale = column(sky.horizon, color).lerp(torch.full((3, 1), brightest, dtype=color.dtype, device=color.device), 0.45)
+    lit = pale.lerp(column(sky.sun_color, color) * brightest, 0.2) * (1.32 - 0.5 * density)
     return torch.lerp(color, lit, cover * 0.92)
 
 
@@ -60,7 +61,3 @@ def _stars(directions: Tensor, footprint: float) -> Tensor:
     distance = torch.hypot(x - x.floor() - 0.5, y - y.floor() - 0.5)
     size = min(max(0.1, footprint * _STAR_CELLS), 0.5)
     return bright * (1 - distance / size).clamp_(min=0) * (0.1 / size)
-
-
-def _column(color: tuple[float, float, float], like: Tensor) -> Tensor:
-    return torch.tensor(color, dtype=like.dtype, device=like.device)[:, None]

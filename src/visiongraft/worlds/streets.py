@@ -52,14 +52,22 @@ def street(dice: Dice) -> Scene:
     viewpoint = (x, -height, dice.between(-2, 2))
     cleared = [thing for thing in things if _away(thing, viewpoint)]
     kept = {id(thing) for thing in cleared}
-    caption = _caption(time, colors, [t for t in cars if id(t) in kept], [t for t in planted if id(t) in kept], [t for t in people if id(t) in kept], night)
+    caption = _caption(
+        time, colors, [t for t in cars if id(t) in kept], [t for t in planted if id(t) in kept], [t for t in people if id(t) in kept], night
+    )
     return assemble("street", caption, viewpoint, cleared, [*lights, *lamp_lights], sky)
 
 
 def _ground(half_road: float, pavement: float) -> list[Thing]:
     inf = math.inf
-    earth = Solid("plane", (0, 0.02, 0), (inf, 1, inf), Material((0.16, 0.16, 0.14), "mottled", (0.08, 0.08, 0.07), (6, 6), image="gravel"), casts_shadow=False)
-    asphalt = Material((0.10, 0.10, 0.105), "mottled", (0.055, 0.055, 0.06), (3, 3), image="gravel")
+    earth = Solid(
+        "plane",
+        (0, 0.02, 0),
+        (inf, 1, inf),
+        Material((0.16, 0.16, 0.14), "mottled", (0.08, 0.08, 0.07), (6, 6), image="gravel"),
+        casts_shadow=False,
+    )
+    asphalt = Material((0.13, 0.13, 0.135), "mottled", (0.06, 0.06, 0.065), (1.2, 1.2), image="gravel")
     road = sheet(0, 0, 0.0, 2 * half_road, 400.0, asphalt)
     white, dark = (0.62, 0.62, 0.60), (0.075, 0.075, 0.08)
     # dashes run along the road: the plane's first axis is turned onto z
@@ -68,7 +76,14 @@ def _ground(half_road: float, pavement: float) -> list[Thing]:
     crossing = [sheet(0, 9.0, 0.008, 2 * half_road - 0.6, 3.0, Material(white, "stripes", dark, (1.0, 1.0), 0.5))]
     walks = [block(s * (half_road + pavement / 2), 0, 0, (pavement, _CURB, 400.0), tiles("grey", 0.6)) for s in (-1, 1)]
     curbs = [block(s * (half_road + 0.08), 0, 0, (0.16, _CURB + 0.012, 400.0), Material((0.42, 0.42, 0.41))) for s in (-1, 1)]
-    return [Thing("ground", [earth]), Thing("road", [road]), Thing("road marks", marks), Thing("crossing", crossing), Thing("pavement", walks), Thing("kerb", curbs)]
+    return [
+        Thing("ground", [earth]),
+        Thing("road", [road]),
+        Thing("road marks", marks),
+        Thing("crossing", crossing),
+        Thing("pavement", walks),
+        Thing("kerb", curbs),
+    ]
 
 
 def _row(side: int, edge: float, night: bool, dice: Dice, colors: list[str]) -> list[Thing]:
@@ -85,7 +100,9 @@ def _row(side: int, edge: float, night: bool, dice: Dice, colors: list[str]) -> 
         color = dice.pick(list(_FACADES))
         if abs(middle) < 25:
             colors.append(color)
-        row.append(Thing(f"{color} house", placed(_house(width, height, color, period, night, dice), side * edge, middle, side * math.pi / 2)))
+        row.append(
+            Thing(f"{color} house", placed(_house(width, height, color, period, night, dice), side * edge, middle, side * math.pi / 2))
+        )
         start += width + (0.0 if dice.chance(0.8) else 0.6)
     return row
 
@@ -100,13 +117,22 @@ def _house(width: float, height: float, color: str, period: tuple[float, float],
         block(0, depth / 2, ground, (width, height, depth), wall),
         block(0, depth / 2, 0, (width, ground, depth), base),
         block(0, depth / 2 - 0.1, ground - 0.1, (width, 0.22, depth + 0.2), Material(darker(_FACADES[color], 0.85))),
-        block(0, depth / 2 - 0.15, ground + height, (width + 0.1, 0.4, depth + 0.3), Material(dice.pick(((0.25, 0.1, 0.06), (0.1, 0.1, 0.12), (0.5, 0.48, 0.44))))),
+        block(
+            0,
+            depth / 2 - 0.15,
+            ground + height,
+            (width + 0.1, 0.4, depth + 0.3),
+            Material(dice.pick(((0.25, 0.1, 0.06), (0.1, 0.1, 0.12), (0.5, 0.48, 0.44)))),
+        ),
     ]
     if dice.chance(0.75):
         shop = shop_front(min(width - 0.8, dice.between(4.0, 7.0)), dice.pick(VIVID), dice, night and dice.chance(0.6))
         parts += placed(shop, 0, -0.07, height=_CURB)
     else:
-        parts += [block(x, -0.03, _CURB, (1.1, 2.3, 0.1), Material(COLORS[dice.pick(("brown", "green", "blue", "red"))])) for x in (-width / 4, width / 4)]
+        parts += [
+            block(x, -0.03, _CURB, (1.1, 2.3, 0.1), Material(COLORS[dice.pick(("brown", "green", "blue", "red"))]))
+            for x in (-width / 4, width / 4)
+        ]
     return parts
 
 
@@ -161,7 +187,9 @@ def _people(half_road: float, pavement: float, dice: Dice) -> list[Thing]:
         side, along = dice.pick((-1, 1)), dice.between(-16, 16)
         heading = dice.pick((-1, 1))
         spot = placed(solids, side * (half_road + pavement * dice.between(0.45, 0.75)), along, 0.0 if heading > 0 else math.pi, _CURB)
-        people.append(Thing(f"person in {'an' if coat == 'orange' else 'a'} {coat} coat", spot, (0.0, 0.0, heading * dice.between(0.8, 1.4))))
+        people.append(
+            Thing(f"person in {'an' if coat == 'orange' else 'a'} {coat} coat", spot, (0.0, 0.0, heading * dice.between(0.8, 1.4)))
+        )
     return people
 
 

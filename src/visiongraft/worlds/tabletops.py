@@ -7,7 +7,7 @@ from .colors import VIVID
 from .dice import Dice
 from .furniture import ball, blocks, book, bookshelf, bottle, bowl_of_fruit, candle, chair, mug, pencil, plant, table, vase, wall_picture
 from .materials import WOODS, checked, paint, striped, wood
-from .rooms import indoor_light, shell
+from .rooms import Shell, indoor_light, shell
 from .scenes import Material, Scene, Solid, Thing, Vector, assemble
 from .textures import PICTURES
 
@@ -26,7 +26,7 @@ def tabletop(dice: Dice) -> Scene:
     top, covered = dice.pick(((wood(kind, 0.14), False), (wood(kind, 0.14), False), (_cloth(dice), True)))
     round_top = dice.chance(0.5)
     things = [*base.things, Thing("table", table(2 * radius, 2 * radius, _HEIGHT, top, wood(kind), round_top))]
-    things += _surroundings(base.walls, kind, radius, dice)
+    things += _surroundings(base, kind, radius, dice)
     names = _objects(things, radius, dice)
     surface = "a table with a patterned cloth" if covered else f"{'an' if kind == 'oak' else 'a'} {kind} table"
     caption = f"Objects on {surface} in a room {time}: {', '.join(names)}."
@@ -39,13 +39,20 @@ def _cloth(dice: Dice) -> Material:
     return dice.pick((checked(first, "white", 0.16), striped(first, "white", 0.12)))
 
 
-def _surroundings(walls, kind: str, radius: float, dice: Dice) -> list[Thing]:
-    seats = [part for k in range(4) for part in placed(chair(wood(kind), wood(kind)), *_polar(k * math.pi / 2, radius + 0.3), k * math.pi / 2)]
-    shelf = walls[0].place(bookshelf(dice), dice.between(-0.4, 0.4), 0.17)
-    green = walls[2].place(plant(dice), dice.pick((-1, 1)) * (walls[2].length / 2 - 0.6), 0.5)
+def _surroundings(base: Shell, kind: str, radius: float, dice: Dice) -> list[Thing]:
+    seats = [
+        part for k in range(4) for part in placed(chair(wood(kind), wood(kind)), *_polar(k * math.pi / 2, radius + 0.3), k * math.pi / 2)
+    ]
+    bare = [wall for i, wall in enumerate(base.walls) if i not in base.window_walls]
     image = dice.pick(PICTURES)
-    art = walls[1].place(wall_picture(image, 0.9, 0.7, paint("black")), 1.15, 0.0, 1.4)
-    return [Thing("chairs", seats), Thing("bookshelf", shelf), Thing("potted plant", green), Thing(f"picture ({image})", art)]
+    art = bare[0].place(wall_picture(image, 0.9, 0.7, paint("black")), 0.9, 0.0, 1.3)
+    green = base.walls[base.window_walls[0]]
+    return [
+        Thing("chairs", seats),
+        Thing("bookshelf", bare[-1].place(bookshelf(dice), -0.6, 0.17)),
+        Thing("potted plant", green.place(plant(dice), dice.pick((-1, 1)) * (green.length / 2 - 0.6), 0.5)),
+        Thing(f"picture ({image})", art),
+    ]
 
 
 def _objects(things: list[Thing], radius: float, dice: Dice) -> list[str]:
@@ -57,7 +64,7 @@ def _objects(things: list[Thing], radius: float, dice: Dice) -> list[str]:
         x, z = _polar(angle, dice.between(0.36, radius - 0.24))
         name, solids, spin = _object(kind, dice)
         things.append(Thing(name, placed(solids, x, z, angle + dice.between(-0.5, 0.5), _HEIGHT), spin=spin))
-        names.append(name if name.endswith(("books", "blocks")) else f"{'an' if name[0] in 'aeiou' else 'a'} {name}")
+        names.append(name if name.endswith("blocks") else f"{'an' if name[0] in 'aeiou' else 'a'} {name}")
     return names
 
 

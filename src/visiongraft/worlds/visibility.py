@@ -58,7 +58,18 @@ def pose(scene: Scene, time: float = 0.0) -> Posed:
     everything = torch.arange(len(position), device=position.device)
     patterns = tuple(kind for kind in scene.pattern.unique().tolist() if kind)
     columns = torch.cat([scene.material, size.clamp(max=FARTHEST), position, rotation.flatten(1)], 1).T.contiguous()
-    return Posed(scene, position, rotation, rotation.mT / scale[:, :, None], radius, shape[:, 0], columns, patterns, everything, everything[scene.casts_shadow])
+    return Posed(
+        scene,
+        position,
+        rotation,
+        rotation.mT / scale[:, :, None],
+        radius,
+        shape[:, 0],
+        columns,
+        patterns,
+        everything,
+        everything[scene.casts_shadow],
+    )
 
 
 def nearest(

@@ -107,7 +107,8 @@ def test_sample_is_the_encoded_pair(panoramas, cache):
     with torch.no_grad():
         panorama = encode_latents(vae, 2 * pair.panorama[None] - 1, padding=GRAFT.padding)[0]
         condition = encode_latents(vae, 2 * pair.condition[None] - 1, circular=False)[0]
-        embeds, pooled, _ = samples.encoder.pipeline.encode_prompt("A 360° image of a room with waves", max_sequence_length=24)
+        caption, words = "A 360° image of a room with waves", small.TEXT_LENGTH
+        embeds, pooled, _ = samples.encoder.pipeline.encode_prompt(caption, max_sequence_length=words)
     assert torch.equal(sample["panorama"], panorama) and torch.equal(sample["condition"], condition)
     assert torch.equal(sample["prompt_embeds"], embeds[0]) and torch.equal(sample["pooled_prompt_embeds"], pooled[0])
 
@@ -228,7 +229,7 @@ def test_bad_files_are_left_out_when_asked(panoramas, cache):
 
 def test_caption_longer_than_the_encoder_takes_is_told(panoramas, cache):
     (panoramas / "a.txt").write_text("room " * 40)
-    with pytest.warns(UserWarning, match="A caption has 4[0-9] tokens; what is beyond 24 is cut off: A 360"):
+    with pytest.warns(UserWarning, match=rf"A caption has 4[0-9] tokens; what is beyond {small.TEXT_LENGTH} is cut off: A 360"):
         encoded(panoramas, cache).prepare(progress=False)
 
 

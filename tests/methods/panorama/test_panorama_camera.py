@@ -127,15 +127,8 @@ def test_pairs_that_do_not_match_are_refused():
 
 def true_camera(hfov, yaw, pitch, roll):
     one = lambda v: torch.tensor([float(v)])
-    return CameraEstimates(
-        hfov_deg=one(hfov),
-        yaw_deg=one(yaw),
-        pitch_deg=one(pitch),
-        roll_deg=one(roll),
-        psnr=one(40),
-        ncc=one(1),
-        reliable=torch.tensor([True]),
-    )
+    angles = {"hfov_deg": one(hfov), "yaw_deg": one(yaw), "pitch_deg": one(pitch), "roll_deg": one(roll)}
+    return CameraEstimates(**angles, psnr=one(40), ncc=one(1), reliable=torch.tensor([True]))
 
 
 def test_the_composite_shows_the_image_inside_and_the_panorama_outside():

@@ -231,7 +231,8 @@ def test_cosmos_constants_differ_from_frame_to_frame():
 
 
 def test_constants_for_another_number_of_channels_are_refused():
-    vae: Any = models.AutoencoderKLWan(**WAN | {"z_dim": 4})
+    config: dict[str, Any] = WAN | {"z_dim": 4}
+    vae = models.AutoencoderKLWan(**config)
     with pytest.raises(ValueError, match="states 16 latents_mean or latents_std for latents of 4 channels; configure it with 4 of each"):
         normalise_latents(vae, torch.zeros(1, 4, 1, 4, 8))
 
@@ -275,6 +276,7 @@ def test_an_autoencoder_that_states_nothing_is_refused_until_it_is_told():
 
 
 def test_autoencoders_of_fixed_tiles_are_refused():
-    vae: Any = models.AutoencoderKLAllegro(**EIGHT | {"norm_num_groups": 2, "sample_size": 64})
+    config: dict[str, Any] = EIGHT | {"norm_num_groups": 2, "sample_size": 64}
+    vae = models.AutoencoderKLAllegro(**config)
     with pytest.raises(ValueError, match="AutoencoderKLAllegro encodes fixed tiles only"):
         encode_latents(vae, torch.zeros(1, 3, 8, 64, 128))

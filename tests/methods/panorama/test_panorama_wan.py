@@ -51,7 +51,7 @@ def velocity(transformer: torch.nn.Module, inputs: dict[str, torch.Tensor], **op
 
 
 def written_out(transformer: WanTransformer3DModel, inputs: dict[str, torch.Tensor], offset: float, order: str) -> torch.Tensor:
-    """The forward of the brief's 3.2 written out over the stock submodules, tokens in either order."""
+    """Wan's forward written out over the stock submodules, tokens in either order."""
     panorama, condition, timestep, text = inputs.values()
     grids = {"panorama": (panorama, 0.0), "condition": (condition, offset)}
     tokens, cosines, sines, spans, start = [], [], [], {}, 0

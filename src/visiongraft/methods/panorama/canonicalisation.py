@@ -50,7 +50,7 @@ def align_frames(frames: Float[Tensor, "frames 3 height width"], iterations: int
     Raises:
         ValueError: frames that are not H x 2H.
 
-    Source: Sec. 5 (the fallback without structure from motion).
+    Source: ours (the fallback without structure from motion).
     """
     frames = check_panorama(frames).detach().float()
     turns, correlations = [torch.eye(3, device=frames.device)[None]], [torch.ones(1, device=frames.device)]
@@ -180,7 +180,7 @@ def canonical_turns(rotations: Float[Tensor, "frames 3 3"], up: Float[Tensor, "3
     Raises:
         ValueError: an up direction that is not of unit length.
 
-    Source: Sec. 5: R_i^T R_0 and the smallest rotation of up to (0, -1, 0).
+    Source: arXiv 2601.16192, canonicalisation of the training videos: R_i^T R_0 and the smallest rotation of up to (0, -1, 0).
     """
     turns = rotations.mT @ rotations[:1]
     if up is None:

@@ -1,4 +1,4 @@
-"""Circular latent encoding and decoding of panoramas with any Diffusers image or video VAE (arXiv 2601.16192, Sec. 3.2).
+"""Circular latent encoding and decoding of panoramas with any Diffusers image or video VAE (arXiv 2601.16192).
 
 A convolutional VAE pads the left and right border with zeros, although they are neighbours on the sphere: the latents of the border
 columns differ from those of the same content elsewhere, and a generator learns to draw a seam. Here the panorama is continued
@@ -60,7 +60,7 @@ def pad_width(width: int, padding: CircularPadding, stride: int) -> int:
         width: of the panorama in pixels, a multiple of ``stride``.
         stride: pixels a latent column covers; the pad is a multiple of it and of ``padding.multiple``.
 
-    Source: Sec. 3.2 (one eighth of the width); the least pad covers the receptive field of the encoder.
+    Source: arXiv 2601.16192 (one eighth of the width); the least pad covers the receptive field of the encoder.
     """
     unit = math.lcm(padding.multiple, stride)
     return min(math.ceil(max(width * padding.pad_fraction, padding.min_pad) / unit) * unit, width)
@@ -93,7 +93,7 @@ def encode_latents(
         ValueError: panoramas unless W = 2H, sizes that are no multiple of the stride, frames that the VAE would drop, pixels that are
             not finite or not in [-1, 1], a wrong layout, float16 for a VAE that needs more, a VAE that states too little about itself.
 
-    Source: Sec. 3.2, circular latent encoding.
+    Source: arXiv 2601.16192, circular latent encoding.
     """
     check_autoencoder(vae)
     check_pixels(vae, pixels)
@@ -140,7 +140,7 @@ def decode_latents(
     Raises:
         ValueError: latents unless W = 2H, a wrong layout, float16 for a VAE that needs more.
 
-    Source: Sec. 3.2, circular latent decoding.
+    Source: arXiv 2601.16192, circular latent decoding.
     """
     check_autoencoder(vae)
     check_layout(vae, latents, "latents")

@@ -78,7 +78,7 @@ def fit_clips(
     Raises:
         ValueError: another ``fit``, or a size that is no multiple.
 
-    Source: Sec. 6 of the brief.
+    Source: arXiv 2601.16192, preparation of the input.
     """
     if fit not in ("crop", "keep"):
         raise ValueError(f"fit must be 'crop' or 'keep' (padding would change the field of view); got {fit!r}.")

@@ -29,7 +29,7 @@ def composite(
     Raises:
         ValueError: a panorama that is not H x 2H, or a negative feather.
 
-    Source: Sec. 6.
+    Source: ours; the paper leaves the input to the model.
     """
     height, width = check_panorama(panorama).shape[-2:]
     if not feather_deg >= 0:

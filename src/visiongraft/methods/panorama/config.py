@@ -38,7 +38,7 @@ class GraftConfig:
     Raises:
         ValueError: a value out of range; the message says which values are accepted.
 
-    Source: Sec. 2.1-2.5 of the brief.
+    Source: arXiv 2601.16192, the image and video models.
     """
 
     base: str
@@ -179,7 +179,7 @@ def read_config(folder: str | Path) -> GraftConfig:
 def with_prefix(caption: str, prefix: str) -> str:
     """The caption with the graft's phrase in front, unless it is there already; an empty caption (the null text) stays empty.
 
-    Source: Sec. 2.5 of the brief.
+    Source: arXiv 2601.16192, captions.
     """
     caption = caption.strip()
     if not caption or caption.casefold().startswith(prefix.strip().casefold()):

@@ -101,7 +101,7 @@ def export_crops(
             other settings.
         PermissionError: a folder that cannot be written.
 
-    Source: Sec. 7.6.
+    Source: arXiv 2601.16192, 3D reconstruction.
     """
     folder = ensure_writable_folder(folder)
     _check_settings(folder, config)

@@ -52,7 +52,8 @@ class PairEncoder:
     """
 
     def __init__(self, pipeline: Any, config: GraftConfig, cache: TensorCache, dtype: torch.dtype = torch.float32) -> None:
-        self.pipeline, self.config, self.cache, self.dtype = pipeline, config, cache, dtype
+        self.pipeline: Any = pipeline
+        self.config, self.cache, self.dtype = config, cache, dtype
         padding = {"fraction": config.pad_fraction, "min": config.min_pad, "multiple": config.pad_multiple}
         self._vae_key = {"vae": model_identity(pipeline.vae), "cle": padding, "dtype": str(dtype), "format": 1}
         encoders = [model for name in ("text_encoder", "text_encoder_2") if (model := getattr(pipeline, name, None)) is not None]

@@ -47,7 +47,7 @@ class PanoramaImagePipeline(FluxPipeline):
         image_encoder, feature_extractor: of the base, unused.
         graft: sizes, positions and padding; default: the paper's.
 
-    Source: arXiv 2601.16192; Sec. 2, 3.1 and 6 of the brief.
+    Source: arXiv 2601.16192, the image model.
     """
 
     _callback_tensor_inputs = ["latents", "prompt_embeds"]

@@ -109,7 +109,7 @@ def plan_windows(total: int, num_frames: int = 81, overlap: int = 17, temporal_f
         ValueError: lengths that are not of this form, an overlap that is not shorter than a window, or a video shorter than a window
             whose length is not of this form.
 
-    Source: Sec. 6 of the brief.
+    Source: arXiv 2601.16192, clips of 81 frames; joining them is ours.
     """
     for name, value in (("num_frames", num_frames), ("overlap", overlap)):
         if value < 1 or value % temporal_factor != 1 % temporal_factor:
@@ -188,7 +188,7 @@ def lift_long_video(
         ValueError: lengths that do not fit, options that long videos do not have, or a folder with windows of another run.
         InterruptedError: a callback stopped the pipeline; the window is not kept.
 
-    Source: Sec. 6 of the brief.
+    Source: arXiv 2601.16192, clips of 81 frames; joining them is ours.
     """
     if refused := {"fit", "generator", "latents", "known_latents", "known_mask", "output_type", "return_dict"} & set(options):
         raise ValueError(f"A long video does not take {', '.join(sorted(refused))}; windows are cropped to squares, seed fixes the noise.")

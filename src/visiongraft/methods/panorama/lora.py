@@ -48,7 +48,7 @@ def add_lora(
     Raises:
         ValueError: a rank below 1, unknown parts, or a transformer with several LoRAs.
 
-    Source: Sec. 3.3 of the brief.
+    Source: arXiv 2601.16192, fine-tuning.
     """
     transformer.requires_grad_(False)
     there = list(getattr(transformer, "peft_config", {}))

@@ -1,4 +1,4 @@
-"""Does a transformer find where an input belongs without being told the camera? The study's second experiment (Sec. 4.3, 7.3, 7.4).
+"""Does a transformer find where an input belongs without being told the camera? The study's second experiment (arXiv 2601.16192).
 
 In pixel space, on worlds that are a colour for every direction, one transformer of FLUX's class is trained for each way of giving it
 the input: as tokens of the sequence without any camera, or warped into the panorama's channels with the true or an assumed camera.

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 
+from visiongraft.flow.guidance import condition_dropout
 from visiongraft.flow.losses import flow_matching_loss
 from visiongraft.flow.paths import interpolate
 from visiongraft.flow.sampling import sample
@@ -37,7 +38,7 @@ class ConditionDropout:
     Raises:
         ValueError: not probabilities, or more than 1 together.
 
-    Source: Sec. 2.5 of the brief.
+    Source: arXiv 2601.16192, dropping of text and input.
     """
 
     both: float = 0.1
@@ -51,9 +52,7 @@ class ConditionDropout:
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Bool[Tensor, " count"], Bool[Tensor, " count"]]:
         """(keep the condition, keep the text) of each sample."""
-        u = torch.rand(count, generator=generator, device=generator.device)
-        neither, text, condition = u < self.both, u < self.both + self.text, u < self.both + self.text + self.condition
-        return ~(neither | (condition & ~text)), ~text
+        return condition_dropout(count, generator, both=self.both, text=self.text, condition=self.condition)
 
 
 class GraftModel(nn.Module):
@@ -130,7 +129,7 @@ class PanoramaRecipe(Recipe):
     Raises:
         ValueError: a shift that is not positive.
 
-    Source: Sec. 2.1, 2.5 and 5 of the brief.
+    Source: arXiv 2601.16192, flow matching and training.
     """
 
     def __init__(
@@ -245,7 +244,7 @@ def training_shift(config: GraftConfig, scheduler: Any, tokens: int) -> float:
         scheduler: of the base pipeline: dynamic by the number of tokens (FLUX) or constant.
         tokens: of the panorama; those of the condition do not count.
 
-    Source: Sec. 3.1 and 5 of the brief.
+    Source: arXiv 2601.16192, training.
     """
     if config.flow_shift is not None:
         return config.flow_shift

@@ -48,7 +48,7 @@ def check_seam(panorama: Float[Tensor, "3 height width"], columns: int = 6) -> S
     Raises:
         ValueError: not H x 2H, or fewer than 6 columns.
 
-    Source: Sec. 7.5 and 10.
+    Source: Christensen et al., ECCV 2024 (the score), used by arXiv 2601.16192.
     """
     batch = check_panorama(panorama)[None]
     score, ratio = float(discontinuity_score(batch)), float(seam_ratio(batch))
@@ -60,7 +60,8 @@ def _verdict(ratio: float) -> str:
     if ratio > BROKEN_RATIO:
         return f"{NOT_FULL} (seam ratio {ratio:.2f})."
     if ratio > VISIBLE_RATIO:
-        return f"A seam is visible (seam ratio {ratio:.2f}); encode and decode circularly to avoid it."
+        # an object's edge that happens to lie there looks the same in numbers
+        return f"A seam may be visible (seam ratio {ratio:.2f}): look at its picture; circular encoding and decoding avoid seams."
     return f"No seam (seam ratio {ratio:.2f})."
 
 

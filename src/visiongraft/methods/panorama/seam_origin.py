@@ -1,4 +1,4 @@
-"""Where the seam of a generated panorama comes from: the study's first experiment (Sec. 3.2; the paper's Fig. 3 and its seam table).
+"""Where the seam of a generated panorama comes from: the study's first experiment (arXiv 2601.16192, circular latent encoding).
 
 One autoencoder, trained on pictures without a wrap, encodes and decodes panoramas in every combination; then one transformer is
 trained on its ordinary latents and one on its circular latents.

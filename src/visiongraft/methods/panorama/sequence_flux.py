@@ -35,7 +35,7 @@ def flux_velocity(
     cond_timestep: CondTimestep = "shared",
     keep_condition: Bool[Tensor, " batch"] | None = None,
     attention_kwargs: dict[str, Any] | None = None,
-) -> Float[Tensor, "batch channels height width"]:
+) -> Float[Tensor, "batch out_channels height width"]:
     """Velocity ``noise - data`` of noisy panorama latents beside the clean latents of a perspective image.
 
     Without a condition this is the stock forward; with one and ``shared`` time it is the stock forward on the joined tokens.
@@ -62,7 +62,7 @@ def flux_velocity(
         NotImplementedError: ``keep_condition`` with a transformer that is compiled as a whole or split over its tokens; ``zero`` with
             a wrapped transformer, or blocks that are sharded, offloaded in groups, cached or IP-adapted.
 
-    Source: Sec. 2.1-2.3 and 3.1 of the brief.
+    Source: arXiv 2601.16192, sequence concatenation, on FLUX.
     """
     base: Any = extract_model_from_parallel(transformer)
     if not hasattr(base, "x_embedder"):
@@ -88,8 +88,8 @@ def flux_velocity(
         "joint_attention_kwargs": attention_kwargs,
     }
     length = tokens[0].shape[1]
-    dropping = condition is not None and keep_condition is not None
-    with _dropped_conditions(base, length, keep_condition) if dropping else nullcontext():
+    keep = None if condition is None else keep_condition
+    with nullcontext() if keep is None else _dropped_conditions(base, length, keep):
         if condition is None or cond_timestep == "shared":
             output = transformer(**inputs, return_dict=False)[0]
         else:
@@ -138,7 +138,7 @@ def unpack(
 
 
 def position_ids(rows: int, columns: int, time: float, device: torch.device) -> Float[Tensor, "{rows}*{columns} 3"]:
-    """(time, row, column) of a grid of tokens, float32. Source: Sec. 2.2 of the brief."""
+    """(time, row, column) of a grid of tokens, float32. Source: arXiv 2601.16192, positions of the tokens."""
     ids = torch.empty(rows, columns, 3, device=device, dtype=torch.float32)
     ids[..., 0] = time
     ids[..., 1] = torch.arange(rows, device=device)[:, None]

@@ -55,7 +55,7 @@ def wan_velocity(
         ValueError: grids that do not fit the patches, different frame counts, or another ``cond_timestep``.
         NotImplementedError: an image-to-video transformer, feature caching, context parallelism, a transformer compiled as a whole.
 
-    Source: Sec. 2.1-2.2 of the brief.
+    Source: arXiv 2601.16192, sequence concatenation, on Wan.
     """
     base = extract_model_from_parallel(transformer)
     _check_support(base)
@@ -106,7 +106,7 @@ def rotary_embedding(
     Returns:
         float32, token order frame, row, column. Angles are computed in float64.
 
-    Source: Sec. 2.2 of the brief.
+    Source: arXiv 2601.16192, positions of the tokens.
     """
     space_dim = 2 * (head_dim // 6)
     shape = (len(times), len(rows), len(columns))

@@ -139,7 +139,7 @@ def word_tokenizer(captions: Iterable[str]) -> T5Tokenizer:
 
 def letter_tokenizer() -> CLIPTokenizer:
     """CLIP's tokenizer without merges: a token for each letter."""
-    letters = string.ascii_lowercase + string.digits + string.punctuation + "°"
+    letters = string.ascii_lowercase + string.digits + string.punctuation + "Â°"  # the two bytes of the degree sign
     names = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
     return CLIPTokenizer(vocab={name: i for i, name in enumerate(names)}, merges=[], model_max_length=MAX_LETTERS)
 

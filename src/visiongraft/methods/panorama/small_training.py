@@ -39,12 +39,12 @@ class SmallBudget:
 
     scenes: int = 600
     draws: int = 4
-    vae: int = 1000
-    transformer: int = 800
-    image: int = 4000
+    vae: int = 800
+    transformer: int = 600
+    image: int = 2500
     clips: int = 60
-    video_vae: int = 500
-    video: int = 1200
+    video_vae: int = 300
+    video: int = 700
     batch_size: int = 16
 
 

@@ -6,7 +6,6 @@ way of giving the input. Nothing is tuned in between.
 
 import json
 import math
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from visiongraft.media.files import atomic_write, ensure_writable_folder
 from visiongraft.methods.panorama import placement, seam_origin, small
 from visiongraft.methods.panorama.camera import SearchConfig, estimate_cameras
 from visiongraft.methods.panorama.circular import reconstruct
-from visiongraft.methods.panorama.config import write_config
+from visiongraft.methods.panorama.released import load, save_graft
 from visiongraft.methods.panorama.small_training import CLIPS, HELD_OUT, TRAINING, encode_samples, train_transformer, train_vae, worlds
 from visiongraft.methods.panorama.study_figures import PLACEMENT_PICTURES, SEAM_PICTURES, enlarged, outlined, picture_grid
 from visiongraft.methods.panorama.study_report import StudyConfig, study_report
@@ -227,12 +226,7 @@ def _bundle_video(config: StudyConfig) -> dict[str, Any]:
 
 def _save_and_measure(pipeline: Any, config: StudyConfig, tests: WorldSamples, mode: str) -> dict[str, Any]:
     """Saves a pipeline in half precision and measures what it is after loading: input kept, seam, and the autoencoder alone."""
-    from visiongraft.methods.panorama.released import load
-
-    folder = config.output / "weights" / mode
-    shutil.rmtree(folder, ignore_errors=True)
-    pipeline.save_pretrained(folder)
-    write_config(pipeline.graft, folder)
+    folder = save_graft(config.output / "weights" / mode, pipeline, complete=True)
     for file in folder.rglob("*.safetensors"):
         halved = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in load_file(file).items()}
         with atomic_write(file) as temporary:

@@ -83,7 +83,7 @@ def simulated_path(
         shake_probability: of hand-held shake on top.
         fps: frames a second.
 
-    Source: Sec. 5 of the brief.
+    Source: arXiv 2601.16192, simulated camera trajectories.
     """
     if num_frames < 1:
         raise ValueError(f"A camera path needs at least one frame; got {num_frames}.")
@@ -100,7 +100,7 @@ def simulated_path(
 def hand_held_shake(num_frames: int, generator: torch.Generator, fps: float = FPS) -> Float[Tensor, "num_frames 3"]:
     """What a hand adds to yaw, pitch and roll, in degrees (float64): sway at 1.5 Hz, in two of three cases a slow drift, and jitter.
 
-    Source: Sec. 5 of the brief, after Argus.
+    Source: arXiv 2601.16192, hand-held shake, after Argus.
     """
     seconds = torch.arange(num_frames, dtype=torch.float64)[:, None] / fps
     amplitude = torch.rand(3, generator=generator, dtype=torch.float64) * torch.tensor(_SHAKE_DEG, dtype=torch.float64)

@@ -44,7 +44,7 @@ class PanoramaVideoPipeline(WanPipeline):
         NotImplementedError: a Wan 2.2 pipeline.
         ValueError: a graft for images.
 
-    Source: Sec. 2, 3.2 and 6 of the brief.
+    Source: arXiv 2601.16192, the video model.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Panoramas of procedural worlds with what an unknown camera sees of them: the data of the small models and of the study.
 
 Both pictures are rendered from the scene, so that no resampling comes between them. The middle of the panorama lies at the camera's
-yaw; the panorama is upright whatever the camera's pitch and roll (canonical target, Sec. 2.3).
+yaw; the panorama is upright whatever the camera's pitch and roll (canonical targets).
 """
 
 import math
