@@ -32,6 +32,9 @@ docs: .venv/docs
 benchmark: .venv/core
 	$(BIN)/python benchmarks/feature_smoothing.py
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/panorama.py
+	$(BIN)/python benchmarks/panorama_circular.py
+	$(BIN)/python benchmarks/worlds.py
 
 .venv/torch: constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

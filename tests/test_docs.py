@@ -53,9 +53,10 @@ def test_every_page_of_the_navigation_exists_and_every_page_is_in_it():
     assert listed == {str(page.relative_to(ROOT / "docs")) for page in PAGES if page.name != "README.md"}
 
 
-def test_the_study_in_the_documentation_is_the_bundled_one():
-    bundled = ROOT / "src/visiongraft/methods/feature_smoothing/weights/study"
-    shown = ROOT / "docs/methods/feature_smoothing_study"
+@pytest.mark.parametrize("method", ["feature_smoothing", "panorama"])
+def test_the_study_in_the_documentation_is_the_bundled_one(method):
+    bundled = ROOT / f"src/visiongraft/methods/{method}/weights/study"
+    shown = ROOT / f"docs/methods/{method}_study"
     assert {p.name: p.read_bytes() for p in shown.iterdir()} == {
         p.name: p.read_bytes() for p in bundled.iterdir() if p.suffix in (".md", ".png")
     }

@@ -4,6 +4,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -41,4 +43,13 @@ def test_package_files_that_are_not_python_ship_beside_the_code():
     package = ROOT / "src" / "visiongraft"
     assert (package / "py.typed").is_file()
     assert (package / "studies" / "templates" / "gallery.html.j2").is_file()
-    assert {p.parent.name for p in package.rglob("*.safetensors")} == {"clip", "purifier", "mapper"}
+    assert (package / "methods" / "panorama" / "templates" / "viewer.html.j2").is_file()
+
+
+@pytest.mark.parametrize("method", ["feature_smoothing", "panorama"])
+def test_bundled_weights_of_a_method_are_safetensors_of_at_most_8_mebibytes(method):
+    weights = ROOT / "src" / "visiongraft" / "methods" / method / "weights"
+    files = [file for file in weights.rglob("*") if file.is_file() and "study" not in file.parts]
+    assert any(file.suffix == ".safetensors" for file in files)
+    assert not any(file.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl") for file in files)
+    assert sum(file.stat().st_size for file in files) <= 8 * 2**20

@@ -7,7 +7,9 @@ import torch
 
 from visiongraft.geometry.panoramas import panorama_rays
 from visiongraft.worlds.colors import COLORS
+from visiongraft.worlds.dice import Dice
 from visiongraft.worlds.generation import KINDS, make_scene
+from visiongraft.worlds.lighting import TIMES, daylight
 from visiongraft.worlds.raycaster import cast
 from visiongraft.worlds.scenes import SHAPES
 
@@ -56,18 +58,18 @@ def named(text):
 @pytest.mark.parametrize("kind", KINDS)
 def test_captions_name_coloured_things_that_are_there(kind):
     found = []
-    for seed in range(12):
+    for seed in range(8):
         scene = make_scene(kind, seed)
         things = named(scene.caption)
         found += things
         for name in things:
             assert any(known.endswith(name) for known in scene.names), (scene.caption, name, scene.names)
-    assert len(found) >= (4 if kind == "landscape" else 12)
+    assert len(found) >= (2 if kind == "landscape" else 10)
 
 
 def test_captions_of_landscapes_name_what_is_there_and_nothing_else():
     pairs = {"lake": "lake", "fence": "fence", "firs": "fir", "rocks": "rock", "balloon": "balloon"}
-    for seed in range(25):
+    for seed in range(12):
         scene = make_scene("landscape", seed)
         words, known = re.findall(r"\w+", scene.caption), {word for name in scene.names for word in name.split()}
         for word, name in pairs.items():
@@ -82,15 +84,19 @@ def test_captions_of_rooms_and_tables_name_pictures_that_hang_there():
         assert sorted(listed[0].split(", ") if listed else []) == hung
 
 
-def test_captions_of_streets_and_landscapes_tell_the_time_of_day():
+def test_times_of_day_differ_in_light_and_captions_tell_them():
+    ambient = {time: max(daylight(time, Dice(0))[1].ambient_up) for time in TIMES}
+    assert ambient["at night"] < 0.4 * min(value for time, value in ambient.items() if time != "at night")
+    assert daylight("on an overcast day", Dice(0))[1].sun is None
+    noon, sunset = (daylight(time, Dice(0))[1].sun for time in ("at noon", "at sunset"))
+    assert noon is not None
+    assert sunset is not None
+    assert noon[1] < -0.8 < -0.25 < sunset[1] < 0
     for kind in ("street", "landscape"):
-        bright = {"night": [], "noon": []}
-        for seed in range(20):
+        for seed in range(4):
             scene = make_scene(kind, seed)
-            for time, values in bright.items():
-                if f"at {time}" in scene.caption:
-                    values.append(max(scene.sky.ambient_up))
-        assert max(bright["night"]) < 0.2 * min(bright["noon"])
+            (told,) = [time for time in TIMES if f" {time} " in scene.caption]
+            assert (max(scene.sky.ambient_up) == ambient["at night"]) == (told == "at night")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -107,7 +113,7 @@ def test_the_viewpoint_is_clear_of_all_solids_and_at_eye_level(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_scenes_show_many_things_in_many_colours(kind):
     rays = panorama_rays(32, 64)
-    for seed in range(4):
+    for seed in range(2):
         scene = make_scene(kind, seed)
         hits = cast(scene, scene.viewpoint, rays, footprint=math.pi / 32)
         assert len(hits.instance.unique()) >= 8

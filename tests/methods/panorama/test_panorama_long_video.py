@@ -118,7 +118,7 @@ def test_windows_cover_every_frame_with_equal_lengths_and_overlaps(windows, over
 def test_the_papers_windows_overlap_by_five_latent_frames():
     assert plan_windows(145) == (Window(start=0, stop=81), Window(start=64, stop=145, shared=17, known=17, fade=17))
     assert plan_windows(148)[-1] == Window(start=67, stop=148, shared=78, known=77, fade=17)
-    assert default_overlap(81) == 17 and default_overlap(9) == 5
+    assert default_overlap(81) == 17 and default_overlap(9) == 5 and default_overlap(5) == 1
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,9 @@ def test_velocity_of_every_variant_has_the_panoramas_shape_and_depends_on_the_in
     truth = placement.pairs(2, placement.ALL_CAMERAS, torch.Generator().manual_seed(0))
     noisy, t = torch.randn(truth.panorama.shape, generator=torch.Generator().manual_seed(1)), torch.full((2,), 0.5)
     with torch.no_grad():
-        velocity, other = (placement.predicted_velocity(transformer, variant, noisy, t, x, truth.camera) for x in (truth.image, 1 - truth.image))
+        velocity, other = (
+            placement.predicted_velocity(transformer, variant, noisy, t, x, truth.camera) for x in (truth.image, 1 - truth.image)
+        )
     assert velocity.shape == noisy.shape
     assert not torch.allclose(velocity, other)
 

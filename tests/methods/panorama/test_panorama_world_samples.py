@@ -24,9 +24,7 @@ def test_clips_keep_the_yaw_of_their_first_frame_and_see_what_their_camera_sees(
     assert samples.panoramas.shape == (1, 3, 3, 128, 256) and samples.inputs.shape == (1, 3, 3, 32, 32)
     camera = samples.cameras[0]
     assert float(camera[1]) == 0
-    first = perspective_from_panorama(
-        samples.panoramas[0, :1].float() / 255, camera[:1], rotation_from_angles(*camera[1:])[None], (32, 32)
-    )
+    first = perspective_from_panorama(samples.panoramas[0, :1].float() / 255, camera[:1], rotation_from_angles(*camera[1:])[None], (32, 32))
     assert (first - samples.inputs[0, :1].float() / 255).abs().mean() < 0.08
 
 
@@ -47,5 +45,5 @@ def test_cameras_lie_in_their_ranges():
 
 def test_a_short_caption_keeps_whole_parts():
     caption = "A street at noon with brick houses, a red parked car, trees, a person in a black coat and street lamps."
-    assert short_caption(caption, 11) == "a street at noon with brick houses, a red parked car, trees".rsplit(", ", 1)[0]
+    assert short_caption(caption, 11) == "a street at noon with brick houses, a red parked car"
     assert short_caption("A room with a very long first part of many words", 3) == "a room with a very long first part of many words"

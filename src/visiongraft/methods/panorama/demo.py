@@ -87,9 +87,7 @@ def _lifted(path: Path, inputs: Tensor, panoramas: Tensor, cameras: CameraEstima
         truth = outlined(worlds.panoramas[i].float() / 255, true[i], 4) if known else blank
         rows.append([enlarged(picture, 8), outlined(panoramas[i], seen[i], 4), truth])
     labels = [*KINDS, *(f"photo: {name}" for name in _PHOTOGRAPHS)]
-    picture_grid(
-        rows, ["input", "panorama; outline: the input, as found", "truth; outline: true camera"], labels, path, 1.6
-    )
+    picture_grid(rows, ["input", "panorama; outline: the input, as found", "truth; outline: true camera"], labels, path, 1.6)
     return Figure(
         title="Lifted just now",
         path=str(path),

@@ -165,6 +165,8 @@ def _lift_video(options: "LiftOptions", output: Path) -> int:
 
 
 def _first_frames(options: "LiftOptions", num_frames: int) -> Float[Tensor, "frames 3 height width"]:
+    if not 0 < options.fps < float("inf"):
+        raise ValueError(f"fps must be positive; got {options.fps:g}.")
     info = probe_video(options.input)
     available = round(info.duration * options.fps)
     if available < num_frames:

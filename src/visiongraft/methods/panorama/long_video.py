@@ -89,8 +89,9 @@ class JoinReport:
 
 
 def default_overlap(num_frames: int, temporal_factor: int = 4) -> int:
-    """About a fifth of a window: 17 frames of 81, 5 of 9."""
-    return max(1, round((num_frames - 1) / temporal_factor / 5)) * temporal_factor + 1
+    """About a fifth of a window: 17 frames of 81, 5 of 9, 1 of 5."""
+    steps = (num_frames - 1) // temporal_factor
+    return min(max(1, round(steps / 5)), max(0, steps - 1)) * temporal_factor + 1
 
 
 def plan_windows(total: int, num_frames: int = 81, overlap: int = 17, temporal_factor: int = 4) -> tuple[Window, ...]:

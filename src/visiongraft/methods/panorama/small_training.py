@@ -41,10 +41,10 @@ class SmallBudget:
     draws: int = 4
     vae: int = 800
     transformer: int = 600
-    image: int = 2500
-    clips: int = 60
-    video_vae: int = 300
-    video: int = 700
+    image: int = 1800
+    clips: int = 40
+    video_vae: int = 250
+    video: int = 400
     batch_size: int = 16
 
 

@@ -84,7 +84,7 @@ def _autoencoder(vae: Any, tests: WorldSamples) -> dict[str, Any]:
 def _seam_pictures(vae: Any, tests: WorldSamples, path: Path) -> None:
     """Panoramas of each kind, rolled by half a turn, through all combinations of encoder and decoder."""
     pixels, padding = seam_origin.to_signed(tests.panoramas[:4]), small.image_graft().padding
-    columns = [pixels, *(reconstruct(vae, pixels, encoder=e, decoder=d, padding=padding) for e, d in seam_origin.COMBINATIONS)]
+    columns = [pixels, *(reconstruct(vae, pixels, encoder=e, decoder=d, padding=padding) for e, d in seam_origin.COMBINATIONS)]  # pyright: ignore[reportArgumentType]
     turned = [seam_origin.to_unit(column).roll(column.shape[-1] // 2, -1) for column in columns]
     titles = ["ground truth", *(f"{e} encoder, {d} decoder" for e, d in seam_origin.COMBINATIONS)]
     picture_grid([[column[i] for column in turned] for i in range(len(pixels))], titles, list(KINDS[: len(pixels)]), path)

@@ -77,9 +77,7 @@ class StudyConfig:
         if not self.seeds:
             raise ValueError("The study needs at least one seed.")
         if self.quick:
-            self.budget = SmallBudget(
-                scenes=8, vae=2, transformer=2, clips=4, video_vae=1, image=2, video=1, batch_size=4
-            )
+            self.budget = SmallBudget(scenes=8, vae=2, transformer=2, clips=4, video_vae=1, image=2, video=1, batch_size=4)
             self.placement_steps, self.test_scenes, self.test_clips, self.test_worlds = 2, 8, 5, 4
             self.starts, self.sampling_steps = (0.5,), 2
             self.robustness = {label: ROBUSTNESS[label] for label in ("standard", "pitch 40")}
@@ -332,7 +330,7 @@ def _autoencoder_table(results: list[dict[str, Any]]) -> Table:
 
 def _generator_table(config: StudyConfig, results: list[dict[str, Any]]) -> Table:
     starts = [f"{t:g}" for t in (*config.starts, 1.0)]
-    rows = [["autoencoder alone, circular decoding", *_compared(results, "autoencoder alone", None)]]
+    rows: list[list[Any]] = [["autoencoder alone, circular decoding", *_compared(results, "autoencoder alone", None)]]
     rows += [
         [f"denoised from t = {t}, own latents" if t != "1" else "from pure noise", *_compared(results, "own latents", t)] for t in starts
     ]
