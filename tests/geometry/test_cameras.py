@@ -88,3 +88,15 @@ def test_fields_of_view_that_cannot_be(value, message):
     with pytest.raises(ValueError, match=message):
         cameras.check_hfov_deg(value)
     assert cameras.check_hfov_deg(90) == 90
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("distance", [1.0, 1e-2, 1e-3, 1e-5, 0.0])
+def test_minimal_rotation_stays_a_rotation_however_close_to_opposite_its_vectors_are(distance, dtype):
+    generator = torch.Generator().manual_seed(0)
+    source = torch.nn.functional.normalize(torch.randn(200, 3, generator=generator, dtype=dtype), dim=-1)
+    target = torch.nn.functional.normalize(-source + distance * torch.randn(200, 3, generator=generator, dtype=dtype), dim=-1)
+    rotation = cameras.minimal_rotation(source, target)
+    assert (rotation @ rotation.mT - torch.eye(3, dtype=dtype)).abs().max() < 2e-6
+    assert (torch.linalg.det(rotation) - 1).abs().max() < 2e-6
+    assert ((rotation @ source[..., None])[..., 0] - target).abs().max() < 5e-6

@@ -55,16 +55,22 @@ def minimal_rotation(source: Float[Tensor, "*batch 3"], target: Float[Tensor, "*
             raise ValueError(f"minimal_rotation needs unit vectors; {name} has length {float(vector.norm(dim=-1).reshape(-1)[0]):.3g}.")
     source, target = F.normalize(source, dim=-1), F.normalize(target, dim=-1)
     source, target = torch.broadcast_tensors(source, target)
-    cosine = (source * target).sum(-1)[..., None, None]
-    cross = skew(torch.linalg.cross(source, target))
+    # two reflections, on source and on the half-way vector: orthonormal however close to opposite the vectors are
+    half = source + target
+    opposite = ((half * half).sum(-1) < 1e-12)[..., None, None]
+    normal = torch.where(opposite[..., 0], target, half)
     eye = torch.eye(3, dtype=source.dtype, device=source.device)
-    opposite = cosine < -1 + 1e-6
-    rotation = eye + cross + cross @ cross / torch.where(opposite, torch.ones_like(cosine), 1 + cosine)
+    rotation = _reflection(normal, eye) @ _reflection(source, eye)
     # half a turn about the axis a, orthogonal to source: 2 a a^T - 1
     along_x = source[..., :1].abs() > 0.9
     axis = torch.where(along_x, eye[1].expand_as(source), eye[0].expand_as(source))
     axis = F.normalize(axis - (axis * source).sum(-1, keepdim=True) * source, dim=-1)
     return torch.where(opposite, 2 * axis[..., :, None] * axis[..., None, :] - eye, rotation)
+
+
+def _reflection(normal: Float[Tensor, "*batch 3"], eye: Float[Tensor, "3 3"]) -> Float[Tensor, "*batch 3 3"]:
+    """Mirrors along a direction of any length."""
+    return eye - 2 * normal[..., :, None] * normal[..., None, :] / (normal * normal).sum(-1)[..., None, None]
 
 
 def skew(vector: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:

@@ -11,7 +11,7 @@ from visiongraft.methods.panorama import placement, seam_origin
 from visiongraft.methods.panorama.released import load
 from visiongraft.methods.panorama.study import StudyConfig, run_study
 from visiongraft.methods.panorama.study_figures import enlarged, outlined
-from visiongraft.methods.panorama.study_report import paired_interval
+from visiongraft.methods.panorama.study_tables import paired_interval
 from visiongraft.studies import Report
 
 

@@ -4,8 +4,8 @@ Base: FLUX.1 (image) or Wan2.1 (video). Graft: the clean tokens of the perspecti
 and circular latent encoding, which keeps the left and right borders of a panorama neighbours.
 
     pipeline = load("small")
-    panorama = pipeline(image, prompt="a street at noon", generator=torch.Generator().manual_seed(0)).images[0]
-    camera = estimate_cameras(image[None], panorama[None])
+    panorama = pipeline(image, "a street at noon", generator=torch.Generator().manual_seed(0), output_type="pt").images
+    camera = estimate_cameras(pipeline.prepare_images(image), panorama)
 """
 
 from importlib import import_module

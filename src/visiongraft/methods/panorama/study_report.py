@@ -1,4 +1,4 @@
-"""What the study's measurements say: claims, tables and figures."""
+"""What the study's measurements say: claims, beside tables and figures."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,22 +8,29 @@ from typing import Any
 import numpy as np
 
 import visiongraft
-from visiongraft.methods.panorama.placement import ALL_CAMERAS, VARIANTS, CameraRanges
-from visiongraft.methods.panorama.seam_origin import COMBINATIONS
+from visiongraft.methods.panorama.placement import CameraRanges
 from visiongraft.methods.panorama.small_training import SmallBudget
 from visiongraft.methods.panorama.study_figures import draw_figures
-from visiongraft.studies import Claim, Report, Table
+from visiongraft.methods.panorama.study_tables import autoencoder_table, bundled_table, generator_table, placement_table, robustness_table
+from visiongraft.methods.panorama.study_values import (
+    ASSUMED,
+    BLENDED,
+    CURED,
+    MISMATCH,
+    NOT_CANONICAL,
+    ONE_CAMERA,
+    SEQUENCE,
+    TRUE_CAMERA,
+    VANILLA,
+    camera_errors,
+    combination_values,
+    generator_values,
+    placement_values,
+    psnr_drop,
+    roll_values,
+)
+from visiongraft.studies import Claim, Report
 from visiongraft.studies.claim import spread
-
-SEQUENCE, TRUE_CAMERA, ASSUMED, ONE_CAMERA, NOT_CANONICAL = VARIANTS
-VANILLA, CURED, MISMATCH, BLENDED = "plain|plain", "circular|circular", "circular|plain", "plain|blended"
-NAMES = {
-    VANILLA: "plain encoder, plain decoder (vanilla)",
-    "plain|circular": "plain encoder, circular decoder",
-    BLENDED: "plain encoder, blended decoder (rotate and cross-fade)",
-    MISMATCH: "circular encoder, plain decoder (mismatch)",
-    CURED: "circular encoder, circular decoder",
-}
 
 
 def _fixed(hfov: float = 75.0, pitch: float = 0.0, roll: float = 0.0) -> CameraRanges:
@@ -92,11 +99,11 @@ def study_report(
         title="Panoramas from any photo or video",
         claims=[*_seam_claims(config, results), *_placement_claims(results)],
         tables=[
-            _autoencoder_table(results),
-            _generator_table(config, results),
-            _placement_table(results),
-            _robustness_table(config, results),
-            *([_bundled_table(bundled)] if bundled else []),
+            autoencoder_table(results),
+            generator_table(config.starts, results),
+            placement_table(results),
+            robustness_table(list(config.robustness), results),
+            *([bundled_table(bundled)] if bundled else []),
         ],
         figures=draw_figures(config.output, results),
         notes=[
@@ -115,52 +122,19 @@ def study_report(
     )
 
 
-# --- access -----------------------------------------------------------------------------------------------------------------
-
-
-def _rows(results: list[dict[str, Any]], combination: str, name: str) -> tuple[float, ...]:
-    return tuple(r["seams"]["autoencoder"]["rows"][combination][name] for r in results)
-
-
-def _roll(results: list[dict[str, Any]], name: str) -> tuple[float, ...]:
-    return tuple(r["seams"]["autoencoder"]["roll"][name] for r in results)
-
-
-def _generator(results: list[dict[str, Any]], encoding: str, key: str, start: str | None = None) -> tuple[float, ...]:
-    values = [r["seams"][f"generator {encoding}"][key] for r in results]
-    return tuple(float(np.mean(value if start is None else value[start])) for value in values)
-
-
-def _visible(results: list[dict[str, Any]], variant: str, key: str = "visible") -> tuple[float, ...]:
-    return tuple(float(np.mean(r["placement"][variant][key])) for r in results)
-
-
-def _errors(results: list[dict[str, Any]], variant: str, angle: str, key: str = "errors") -> tuple[float, ...]:
-    return tuple(float(np.median(r["placement"][variant][key][angle])) for r in results)
-
-
-def _drop(results: list[dict[str, Any]], variant: str) -> tuple[float, ...]:
-    """Mean loss of PSNR from the standard camera to all others, in dB."""
-    tests = [r["placement"][variant]["robustness"] for r in results]
-    return tuple(float(np.mean([t["standard"] - psnr for label, psnr in t.items() if label != "standard"])) for t in tests)
-
-
 def _every(rule: Callable[..., bool], *values: tuple[float, ...]) -> bool:
     return all(rule(*seed) for seed in zip(*values, strict=True))
 
 
-# --- claims -----------------------------------------------------------------------------------------------------------------
-
-
 def _seam_claims(config: StudyConfig, results: list[dict[str, Any]]) -> list[Claim]:
-    plain, circular = _roll(results, "plain, border"), _roll(results, "circular, border")
-    vanilla, cured = _rows(results, VANILLA, "seam ratio"), _rows(results, CURED, "seam ratio")
-    truth, mismatch = _rows(results, "truth", "seam ratio"), _rows(results, MISMATCH, "seam ratio")
-    edges = [_rows(results, c, "edge error") for c in (BLENDED, CURED)]
-    scores = [_rows(results, c, "discontinuity") for c in (VANILLA, BLENDED, CURED)]
+    plain, circular = roll_values(results, "plain, border"), roll_values(results, "circular, border")
+    vanilla, cured = combination_values(results, VANILLA, "seam ratio"), combination_values(results, CURED, "seam ratio")
+    truth, mismatch = combination_values(results, "truth", "seam ratio"), combination_values(results, MISMATCH, "seam ratio")
+    edges = [combination_values(results, c, "edge error") for c in (BLENDED, CURED)]
+    scores = [combination_values(results, c, "discontinuity") for c in (VANILLA, BLENDED, CURED)]
     start = f"{config.starts[len(config.starts) // 2]:g}"
-    own = [_generator(results, encoding, "own latents", start) for encoding in ("plain", "circular")]
-    same = [_generator(results, encoding, "circular latents", start) for encoding in ("plain", "circular")]
+    own = [generator_values(results, encoding, "own latents", start) for encoding in ("plain", "circular")]
+    same = [generator_values(results, encoding, "circular latents", start) for encoding in ("plain", "circular")]
     return [
         Claim(
             name="origin of the seam",
@@ -236,14 +210,14 @@ def _seam_claims(config: StudyConfig, results: list[dict[str, Any]]) -> list[Cla
 
 
 def _placement_claims(results: list[dict[str, Any]]) -> list[Claim]:
-    free, true, assumed = (_visible(results, name) for name in (SEQUENCE, TRUE_CAMERA, ASSUMED))
+    free, true, assumed = (placement_values(results, name) for name in (SEQUENCE, TRUE_CAMERA, ASSUMED))
     angles = ("hfov", "pitch", "roll")
-    found = {a: _errors(results, SEQUENCE, a) for a in angles}
-    constant = {a: _errors(results, "true panoramas", a, "constant") for a in angles}
+    found = {a: camera_errors(results, SEQUENCE, a) for a in angles}
+    constant = {a: camera_errors(results, "true panoramas", a, "constant") for a in angles}
     ratio = tuple(float(np.mean([found[a][i] / constant[a][i] for a in angles])) for i in range(len(results)))
-    drops = [_drop(results, name) for name in (ONE_CAMERA, SEQUENCE)]
+    drops = [psnr_drop(results, name) for name in (ONE_CAMERA, SEQUENCE)]
     standard = [tuple(r["placement"][name]["robustness"]["standard"] for r in results) for name in (ONE_CAMERA, SEQUENCE)]
-    whole = [_visible(results, name, "whole") for name in (NOT_CANONICAL, SEQUENCE)]
+    whole = [placement_values(results, name, "whole") for name in (NOT_CANONICAL, SEQUENCE)]
     return [
         Claim(
             name="no camera needed",
@@ -309,112 +283,3 @@ def _placement_claims(results: list[dict[str, Any]]) -> list[Claim]:
             rule="higher in every seed",
         ),
     ]
-
-
-# --- tables -----------------------------------------------------------------------------------------------------------------
-
-
-def _autoencoder_table(results: list[dict[str, Any]]) -> Table:
-    names = ["discontinuity", "seam ratio", "edge error", "interior error", "step error", "interior step error"]
-    combinations = ["truth", *("|".join(c) for c in COMBINATIONS)]
-    interior = _rows(results, CURED, "interior discontinuity")
-    rolls = ", ".join(f"{name} {spread(_roll(results, name))}" for name in results[0]["seams"]["autoencoder"]["roll"])
-    return Table(
-        title="One autoencoder, every combination",
-        columns=["encoder and decoder", *names],
-        rows=[[NAMES.get(c, "ground truth"), *(spread(_rows(results, c, name)) for name in names)] for c in combinations],
-        note=f"Mean over scenes (range over seeds). Discontinuity at interior columns: {spread(interior)}. Change of latents under a roll "
-        f"in standard deviations: {rolls}.",
-    )
-
-
-def _generator_table(config: StudyConfig, results: list[dict[str, Any]]) -> Table:
-    starts = [f"{t:g}" for t in (*config.starts, 1.0)]
-    rows: list[list[Any]] = [["autoencoder alone, circular decoding", *_compared(results, "autoencoder alone", None)]]
-    rows += [
-        [f"denoised from t = {t}, own latents" if t != "1" else "from pure noise", *_compared(results, "own latents", t)] for t in starts
-    ]
-    rows += [[f"denoised from t = {t}, both from circular latents", *_compared(results, "circular latents", t)] for t in starts[:-1]]
-    bias = ", ".join(
-        f"{encoding} {spread(_generator(results, encoding, 'bias of data'))} in the data and "
-        f"{spread(_generator(results, encoding, 'bias of samples'))} in samples from noise"
-        for encoding in ("plain", "circular")
-    )
-    return Table(
-        title="Two transformers: trained on ordinary and on circular latents (seam ratio)",
-        columns=["panoramas", "ordinary latents", "circular latents", "difference, 95 % interval over scenes"],
-        rows=rows,
-        note=f"The intervals are bootstrapped over paired scenes of all seeds; they do not cover the variance of training. Ground truth: "
-        f"{spread(_generator(results, 'circular', 'truth'))}. Bias of border latents in standard deviations: {bias}.",
-    )
-
-
-def _compared(results: list[dict[str, Any]], key: str, start: str | None) -> list[str]:
-    plain, circular = (np.concatenate([_scenes(r["seams"][f"generator {e}"][key], start) for r in results]) for e in ("plain", "circular"))
-    low, high = paired_interval(plain - circular)
-    means = [spread(_generator(results, e, key, start)) for e in ("plain", "circular")]
-    return [*means, f"{np.mean(plain - circular):.3f} [{low:.3f}, {high:.3f}]"]
-
-
-def _scenes(value: Any, start: str | None) -> np.ndarray:
-    return np.asarray(value if start is None else value[start])
-
-
-def paired_interval(differences: np.ndarray, draws: int = 2000) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean of paired differences; always the same draws."""
-    picks = np.random.default_rng(0).integers(0, len(differences), (draws, len(differences)))
-    low, high = np.quantile(differences[picks].mean(1), [0.025, 0.975])
-    return float(low), float(high)
-
-
-def _placement_table(results: list[dict[str, Any]]) -> Table:
-    angles = ("hfov", "pitch", "roll")
-    rows: list[list[Any]] = []
-    for name in VARIANTS:
-        has_camera = "errors" in results[0]["placement"][name]
-        errors = [spread(_errors(results, name, a)) for a in angles] if has_camera else ["–"] * 3
-        rows.append([name, spread(_visible(results, name)), spread(_visible(results, name, "whole")), *errors])
-    rows.append(["sequence, another sample's panorama", spread(_visible(results, SEQUENCE, "shuffled")), "–", "–", "–", "–"])
-    rows.append(["true panoramas (the estimator alone)", "–", "–", *(spread(_errors(results, "true panoramas", a)) for a in angles)])
-    rows.append(["constant answer", "–", "–", *(spread(_errors(results, "true panoramas", a, "constant")) for a in angles)])
-    over_true, over_assumed = (
-        paired_interval(
-            np.concatenate([np.subtract(r["placement"][SEQUENCE]["visible"], r["placement"][other]["visible"]) for r in results])
-        )
-        for other in (TRUE_CAMERA, ASSUMED)
-    )
-    return Table(
-        title="Ways of giving the input",
-        columns=["condition", "PSNR, visible part", "PSNR, whole", "hfov error", "pitch error", "roll error"],
-        rows=rows,
-        note=f"PSNR in dB, mean; errors in degrees, median (range over seeds). Inputs: hfov {_range(ALL_CAMERAS.hfov)}, pitch "
-        f"{_range(ALL_CAMERAS.pitch)}, roll {_range(ALL_CAMERAS.roll)}. Sequence minus channels over paired worlds, 95 %: true camera "
-        f"[{over_true[0]:.2f}, {over_true[1]:.2f}] dB, assumed camera [{over_assumed[0]:.2f}, {over_assumed[1]:.2f}] dB.",
-    )
-
-
-def _range(values: tuple[float, float]) -> str:
-    return f"{values[0]:g} to {values[1]:g}"
-
-
-def _robustness_table(config: StudyConfig, results: list[dict[str, Any]]) -> Table:
-    names = (SEQUENCE, ONE_CAMERA, TRUE_CAMERA, ASSUMED)
-    return Table(
-        title="Robustness over field of view, pitch and roll",
-        columns=["camera of the input", *names],
-        rows=[
-            [label, *(spread(tuple(r["placement"][name]["robustness"][label] for r in results)) for name in names)]
-            for label in config.robustness
-        ],
-        note="PSNR in dB where the input sees the panorama; standard is hfov 75, level; angles in degrees.",
-    )
-
-
-def _bundled_table(bundled: dict[str, Any]) -> Table:
-    keys = ("visible", "shuffled", "seam ratio", "seam ratio of truth")
-    return Table(
-        title="The bundled small models on held-out worlds",
-        columns=["model", "PSNR, visible part", "PSNR, another sample of the kind", "seam ratio", "seam ratio of the truth", "MB"],
-        rows=[[mode, *(round(float(np.mean(b[key])), 3) for key in keys), round(b["bytes"] / 1e6, 2)] for mode, b in bundled.items()],
-        note="One training. Of clips the first frame is measured.",
-    )
