@@ -57,7 +57,7 @@ def minimal_rotation(source: Float[Tensor, "*batch 3"], target: Float[Tensor, "*
     source, target = torch.broadcast_tensors(source, target)
     # two reflections, on source and on the half-way vector: orthonormal however close to opposite the vectors are
     half = source + target
-    opposite = ((half * half).sum(-1) < 1e-12)[..., None, None]
+    opposite = (half.norm(dim=-1) < 1000 * torch.finfo(half.dtype).eps)[..., None, None]
     normal = torch.where(opposite[..., 0], target, half)
     eye = torch.eye(3, dtype=source.dtype, device=source.device)
     rotation = _reflection(normal, eye) @ _reflection(source, eye)

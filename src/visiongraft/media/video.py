@@ -23,6 +23,7 @@ from visiongraft.media.video_frames import (
     upright_size,
 )
 
+VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif"})
 MAX_BYTES = 8 << 30
 _TOLERANCE = 1e-6  # seconds
 

@@ -1,5 +1,6 @@
 """Circular encoding and decoding on purely convolutional autoencoders, where they are exact, and the rules around them."""
 
+import warnings
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from visiongraft.methods.panorama.circular import (
     surround,
 )
 
+pytestmark = pytest.mark.filterwarnings("ignore:W = 2H .* without circular padding")  # meant here
 ENOUGH = CircularPadding(min_pad=64)
 
 
@@ -202,6 +204,30 @@ def test_reconstruction_is_encoding_then_decoding_with_the_chosen_variants():
     torch.testing.assert_close(reconstruct(vae, pixels, encoder="circular", decoder="plain", padding=ENOUGH), mixed)
     whole = reconstruct(vae, pixels, padding=CircularPadding(min_pad=128))
     torch.testing.assert_close(reconstruct(vae, pixels.roll(6, -1), padding=CircularPadding(min_pad=128)), whole.roll(6, -1))
+
+
+def test_panoramas_encoded_or_decoded_without_padding_are_warned_of():
+    vae, pixels = convolutional_vae(), panorama(16)
+    with pytest.warns(
+        UserWarning, match=r"^W = 2H pixels encoded without circular padding: .* worse than with neither; pass circular=True"
+    ):
+        latents = encode_latents(vae, pixels, circular=False)
+    with pytest.warns(
+        UserWarning, match=r"^W = 2H latents decoded without circular padding: .* worse than with neither; pass circular=True"
+    ):
+        decode_latents(vae, latents, circular=False)
+
+
+def test_what_is_circular_no_panorama_or_meant_is_not_warned_of():
+    vae, pixels = convolutional_vae(), panorama(16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        decode_latents(vae, encode_latents(vae, pixels))
+        decode_latents(vae, encode_latents(vae, pixels[..., :16], circular=False), circular=False)
+        decode_latents(vae, encode_latents(vae, pixels, circular=False, warn=False), circular=False, warn=False)
+        for encoder in ("circular", "plain"):
+            for decoder in ("circular", "plain", "blended"):
+                reconstruct(vae, pixels, encoder=encoder, decoder=decoder)
 
 
 def test_latents_and_pixels_have_the_precision_of_the_vae():

@@ -17,6 +17,7 @@ from visiongraft.methods.panorama.latents import (
     temporal_factor,
 )
 
+pytestmark = pytest.mark.filterwarnings("ignore:W = 2H .* without circular padding")  # meant here
 THREE: dict[str, Any] = {
     "down_block_types": ("DownEncoderBlock2D",) * 3,
     "up_block_types": ("UpDecoderBlock2D",) * 3,

@@ -1,7 +1,10 @@
 """The verbs on files: photos, videos and panoramas, from the command line to what they write. Weights are random, of the real classes."""
 
 import json
+import math
+import weakref
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -13,16 +16,21 @@ from visiongraft.geometry.panoramas import panorama_rays, perspective_from_panor
 from visiongraft.media.gpano import read_panorama_metadata, save_panorama
 from visiongraft.media.images import read_image, save_image
 from visiongraft.media.spherical import read_spherical
-from visiongraft.media.video import probe_video, read_video
+from visiongraft.media.video import iter_video, probe_video, read_video
 from visiongraft.media.video_writing import write_video
-from visiongraft.methods.panorama import small
+from visiongraft.methods.panorama import panorama_files, small
+from visiongraft.methods.panorama.camera import CameraEstimates
+from visiongraft.methods.panorama.canonicalisation import canonicalise, up_from_pitch_roll
 from visiongraft.methods.panorama.commands import VERBS
+from visiongraft.methods.panorama.image_pipeline import PanoramaImagePipeline
+from visiongraft.methods.panorama.lift import of_whole_photo
 from visiongraft.methods.panorama.released import save_graft
 from visiongraft.worlds.generation import make_scene
 from visiongraft.worlds.rendering import render_panorama
 from visiongraft.worlds.waves import wave_worlds
 
 CAPTIONS = ["a street at noon with a red car"]
+CAMERA = {"hfov_deg": 50.0, "yaw_deg": 0.0, "pitch_deg": 3.0, "roll_deg": -2.0, "psnr": 30.0, "ncc": 0.9}
 
 
 @pytest.fixture(scope="module")
@@ -102,14 +110,14 @@ def test_lifting_a_video_writes_a_spherical_video(clip, weights, tmp_path, capsy
     assert "data:video/mp4;base64," in output.with_suffix(".html").read_text()
 
 
-def test_a_longer_video_is_lifted_whole_and_its_windows_are_kept(clip, weights, tmp_path, capsys):
+def test_a_longer_video_is_lifted_whole(clip, weights, tmp_path, capsys):
     output = tmp_path / "long.mp4"
     words = ("lift", clip, "-o", output, "--weights", weights / "video", "--steps", 1, "--guidance_scale", 1, "--long", "true")
     with pytest.warns(UserWarning, match="not found in the panorama"):  # random weights
         assert run(*words, "--viewer", "false") == 0
     assert probe_video(output).num_frames == 8
     assert "Windows join at frame" in capsys.readouterr().err
-    assert list(tmp_path.glob(".long-windows/window_*.safetensors"))
+    assert not (tmp_path / ".long-windows").exists()  # kept only as long as a stopped run could go on from it
 
 
 @pytest.mark.parametrize(
@@ -130,6 +138,9 @@ def test_a_longer_video_is_lifted_whole_and_its_windows_are_kept(clip, weights, 
         (("lift", "text.mp4", "-o", "pano.mp4"), "text.mp4"),
         (("lift", "clear.png", "-o", "pano.png"), "image has transparency: pass alpha='white' or 'black'"),
         (("lift", "photo.png", "-o", "pano.png", "--lora", "missing"), "missing"),
+        (("lift", "photo.png", "-o", "pano.png", "--cfg", "text"), "needs a --guidance_scale"),
+        (("lift", "photo.png", "-o", "pano.png", "--condition_scale", "2"), "--cfg two only"),
+        (("lift", "clip.mp4", "-o", "pano.mov"), "Browsers do not show .mov"),
     ],
 )
 def test_what_cannot_be_lifted_gets_one_sentence_and_leaves_nothing(words, sentence, photo, clip, weights, tmp_path, capsys, monkeypatch):
@@ -170,6 +181,32 @@ def test_the_camera_of_a_crop_is_found_in_its_panorama_and_kept(tmp_path, capsys
     assert found == pytest.approx([70.0, 20.0, 12.0, -5.0], abs=0.5) and row["reliable"] is True
     assert run(*words) == 0  # what is done is not done again
     assert capsys.readouterr().out == "" and len((tmp_path / "cameras.jsonl").read_text().splitlines()) == 1
+    assert run(*words, "--seed", 1) == 2
+    assert "of another run" in capsys.readouterr().err
+
+
+def test_the_field_of_view_is_that_of_the_whole_photo_not_of_its_middle_square():
+    camera = CameraEstimates(**{name: torch.tensor([v]) for name, v in CAMERA.items()}, reliable=torch.tensor([True]))
+    whole = of_whole_photo(camera, torch.zeros(3, 100, 150), torch.zeros(3, 100, 100))
+    assert float(whole.hfov_deg) == pytest.approx(2 * math.degrees(math.atan(1.5 * math.tan(math.radians(25)))), abs=1e-3)
+    upright = of_whole_photo(camera, torch.zeros(3, 150, 100), torch.zeros(3, 100, 100))
+    assert float(upright.hfov_deg) == pytest.approx(50.0, abs=1e-3) and float(whole.pitch_deg) == 3.0
+
+
+def test_a_composite_shows_the_photos_own_pixels(weights, tmp_path, monkeypatch):
+    sphere = wave_worlds(1, torch.Generator().manual_seed(3)).color(panorama_rays(64, 128)[None])
+    angles = torch.tensor([0.0, 8.0, 0.0]).deg2rad()
+    crop = perspective_from_panorama(sphere, torch.tensor([60.0]).deg2rad(), rotation_from_angles(*angles)[None], (64, 64))[0]
+    save_image(crop, tmp_path / "crop.png")
+    monkeypatch.setattr(PanoramaImagePipeline, "decode", lambda self, latents, output_type: 0.8 * sphere + 0.1)  # paler than the photo
+    common = ("--weights", weights / "image", "--steps", 1, "--viewer", "false")
+    for name, flag in (("plain", "false"), ("pasted", "true")):
+        assert run("lift", tmp_path / "crop.png", "-o", tmp_path / f"{name}.png", "--composite", flag, *common) == 0
+    plain, pasted = (read_image(tmp_path / f"{name}.png") for name in ("plain", "pasted"))
+    middle = (slice(None), slice(24, 34), slice(58, 70))
+    errors = [float((made[middle] - sphere[0][middle]).abs().mean()) for made in (pasted, plain)]
+    assert errors[0] < errors[1] / 2
+    assert torch.equal(pasted[:, :, :20], plain[:, :, :20])
 
 
 def test_the_camera_through_generated_panoramas_says_when_it_is_unreliable(photo, weights, capsys):
@@ -202,6 +239,22 @@ def test_seam_check_names_a_file_that_is_no_panorama(tmp_path, capsys):
     assert "wide.png" in said and "ERP must have W = 2H; got 8x17" in said and "repeat" in said
 
 
+def test_seam_pictures_of_two_files_of_one_stem_are_told_apart(panorama, tmp_path):
+    folder = tmp_path / "panoramas"
+    for name in ("a.png", "a.jpg", "b.png"):
+        save_panorama(panorama, folder / name)
+    assert run("seam-check", folder, "--output", tmp_path / "seams") == 0
+    assert {p.name for p in (tmp_path / "seams").glob("*.png")} == {"a_png_seam.png", "a_jpg_seam.png", "b_seam.png"}
+
+
+@pytest.mark.parametrize("verb", ["seam-check", "crops"])
+def test_transparent_panoramas_are_refused(verb, tmp_path, capsys):
+    Image.fromarray(np.zeros((8, 16, 4), np.uint8)).save(tmp_path / "clear.png")
+    assert run(verb, tmp_path / "clear.png", "--output", tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert "clear.png" in said and "transparent" in said
+
+
 def test_crops_of_an_image_and_of_every_second_frame_of_a_video(panorama, tmp_path, capsys):
     save_panorama(panorama, tmp_path / "pano.png")
     assert run("crops", tmp_path / "pano.png", "--output", tmp_path / "still", "--views", 4, "--size", 16) == 0
@@ -229,6 +282,55 @@ def test_canonicalise_brings_a_turning_video_to_rest(tmp_path, capsys):
     assert read_spherical(tmp_path / "level.mp4") is not None
     assert run("canonicalise", tmp_path / "walk.mp4", "-o", tmp_path / "walk.mp4") == 2
     assert "would overwrite" in capsys.readouterr().err
+
+
+def test_canonicalise_levels_a_video_at_rest_by_the_tilt_it_is_told(tmp_path):
+    sphere = wave_worlds(1, torch.Generator().manual_seed(4)).color(panorama_rays(32, 64)[None])
+    write_video(sphere.expand(3, -1, -1, -1), tmp_path / "rest.mp4", 16, crf=1)
+    words = ("--stabilise", "false", "--pitch_deg", 20, "-o", tmp_path / "level.mp4")
+    assert run("canonicalise", tmp_path / "rest.mp4", *words) == 0
+    before, after = (read_video(tmp_path / name) for name in ("rest.mp4", "level.mp4"))
+    expected = canonicalise(before, torch.eye(3).expand(3, 3, 3), up_from_pitch_roll(20.0, 0.0))
+    assert after.shape == before.shape and (after - expected).abs().mean() < 0.02 < (after - before).abs().mean()
+
+
+def test_canonicalise_holds_few_frames_at_once(tmp_path, monkeypatch):
+    write_video(torch.rand(12, 3, 16, 32, generator=torch.Generator().manual_seed(0)), tmp_path / "long.mp4", 16)
+    alive, most = weakref.WeakSet(), 0
+
+    def watched(path):
+        nonlocal most
+        for frame in iter_video(path):
+            alive.add(frame)
+            most = max(most, len(alive))
+            yield frame
+
+    monkeypatch.setattr(panorama_files, "iter_video", watched)
+    assert run("canonicalise", tmp_path / "long.mp4", "-o", tmp_path / "level.mp4") == 0
+    assert probe_video(tmp_path / "level.mp4").num_frames == 12 and 0 < most <= 3
+
+
+def test_canonicalise_names_a_video_that_is_no_panorama(tmp_path, capsys):
+    write_video(torch.zeros(2, 3, 16, 16), tmp_path / "square.mp4", 16)
+    assert run("canonicalise", tmp_path / "square.mp4") == 2
+    said = capsys.readouterr().err
+    assert "square.mp4: " in said and "W = 2H" in said
+
+
+def test_canonicalise_says_that_it_leaves_sound_out(tmp_path, capsys):
+    with av.open(str(tmp_path / "loud.mp4"), "w") as container:
+        picture, sound = container.add_stream("libx264", rate=16), container.add_stream("aac", rate=16_000)
+        picture.width, picture.height, picture.pix_fmt = 32, 16, "yuv420p"
+        for _ in range(2):
+            container.mux(picture.encode(av.VideoFrame.from_ndarray(np.full((16, 32, 3), 99, np.uint8), format="rgb24")))
+        samples = av.AudioFrame.from_ndarray(np.zeros((1, 2048), np.float32), format="fltp", layout="mono")
+        samples.sample_rate = 16_000
+        container.mux([*sound.encode(samples), *sound.encode(None), *picture.encode(None)])
+    assert run("canonicalise", tmp_path / "loud.mp4", "-o", tmp_path / "level.mp4") == 0
+    assert "loud.mp4: its sound is left out of" in capsys.readouterr().err
+    assert not probe_video(tmp_path / "level.mp4").has_audio
+    assert run("canonicalise", tmp_path / "level.mp4", "-o", tmp_path / "again.mp4") == 0
+    assert "sound" not in capsys.readouterr().err
 
 
 def test_training_through_the_command_line_gives_weights_that_lift(photo, weights, tmp_path, capsys):

@@ -100,6 +100,37 @@ def test_an_interrupted_export_goes_on_and_every_nth_frame_is_taken(tmp_path):
         export_crops(frames(), tmp_path, CropConfig(views=3, size=8))
 
 
+def test_a_folder_takes_one_panorama_only(tmp_path):
+    """Its pictures are kept, so that a second panorama would get those of the first."""
+    config = CropConfig(views=2, size=8)
+    files = export_crops([PANORAMA], tmp_path, config)
+    before = [file.read_bytes() for file in files]
+    for other in (PANORAMA.roll(1, -1), PANORAMA[:, ::2, ::2]):
+        with pytest.raises(ValueError, match="holds crops of another panorama; delete it or choose another folder"):
+            export_crops([other], tmp_path, config)
+    assert [file.read_bytes() for file in files] == before
+    files[1].unlink()
+    assert [file.read_bytes() for file in export_crops([PANORAMA.clone()], tmp_path, config)] == before
+
+
+@pytest.mark.parametrize("name", ["positions", "rotations"])
+def test_the_same_panorama_at_other_poses_is_another_one(tmp_path, name):
+    config = CropConfig(views=1, size=8)
+    given = {"positions": torch.zeros(1, 3), "rotations": torch.eye(3)[None]}
+    other = {"positions": torch.ones(1, 3), "rotations": rotation_from_angles(*torch.full((3, 1), 0.1))}
+    export_crops([PANORAMA], tmp_path, config, **given)
+    export_crops([PANORAMA], tmp_path, config, **given)
+    with pytest.raises(ValueError, match="holds crops of another panorama"):
+        export_crops([PANORAMA], tmp_path, config, **given | {name: other[name]})
+
+
+def test_a_refused_first_frame_leaves_the_folder_to_others(tmp_path):
+    for frames in ([], [torch.rand(3, 8, 8)]):
+        with pytest.raises(ValueError):
+            export_crops(frames, tmp_path, CropConfig(size=8))
+    assert len(export_crops([PANORAMA], tmp_path, CropConfig(views=2, size=8))) == 2
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -1,13 +1,16 @@
 """Long panorama videos: the plan of the windows, the turn between them, joins, and going on after a stop."""
 
 import json
+from copy import deepcopy
 from itertools import pairwise
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import LoraConfig
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
@@ -18,6 +21,7 @@ from visiongraft.methods.panorama.config import GraftConfig
 from visiongraft.methods.panorama.long_video import (
     LongVideo,
     Window,
+    _weights,
     default_overlap,
     lift_long_video,
     plan_windows,
@@ -25,6 +29,7 @@ from visiongraft.methods.panorama.long_video import (
     track_yaw,
 )
 from visiongraft.methods.panorama.video_pipeline import PanoramaVideoPipeline
+from visiongraft.training.identity import weights_digest
 
 HEIGHT, SIZE, FRAMES, OVERLAP = 16, 16, 13, 5
 GRAFT = GraftConfig.video(base="tiny", height=HEIGHT, condition_size=SIZE, num_frames=FRAMES, min_pad=8, pad_multiple=8)
@@ -232,6 +237,55 @@ def test_windows_of_another_run_are_refused_with_a_sentence(pipeline, clip, tmp_
         lift_long_video(pipeline, 1 - clip[:FRAMES], "a", seed=1, **options)
     with pytest.raises(ValueError, match="does not take fit, generator"):
         lift_long_video(pipeline, clip, fit="keep", generator=torch.Generator(), **options)
+
+
+def same_models(pipeline: PanoramaVideoPipeline) -> PanoramaVideoPipeline:
+    """A pipeline of its own with the same weights."""
+    parts = {name: deepcopy(part) for name, part in pipeline.components.items() if name != "transformer_2"}
+    made = PanoramaVideoPipeline(**parts, graft=pipeline.graft)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def test_windows_of_other_weights_dtypes_or_lora_are_refused_and_of_the_same_offloaded_ones_taken(pipeline, clip, tmp_path):
+    options = {"estimate_yaw": straight, "folder": tmp_path, **QUICK}
+    first = lift_long_video(pipeline, clip[:FRAMES], **options)
+    for name in ("transformer", "vae"):
+        other = same_models(pipeline)
+        with torch.no_grad():
+            [*getattr(other, name).parameters()][-1].add_(0.01)
+        with pytest.raises(ValueError, match=rf"holds windows of another run \({name} differ\)"):
+            lift_long_video(other, clip[:FRAMES], **options)
+    half = same_models(pipeline).to(torch.bfloat16)
+    with pytest.raises(ValueError, match=r"\(transformer, vae differ\)"):
+        lift_long_video(half, clip[:FRAMES], **options)
+    offloaded = same_models(pipeline)
+    for part in (offloaded.text_encoder, offloaded.transformer, offloaded.vae):
+        cpu_offload(part, execution_device=torch.device("cpu"))
+    assert any(values.is_meta for values in offloaded.transformer.state_dict().values())
+    assert torch.equal(lift_long_video(offloaded, clip[:FRAMES], **options).pixels, first.pixels)
+
+
+def test_windows_of_a_lora_at_another_strength_are_refused(pipeline, clip, tmp_path):
+    tuned = same_models(pipeline)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        tuned.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False), "style")
+    options = {"estimate_yaw": straight, "folder": tmp_path, **QUICK}
+    lift_long_video(tuned, clip[:FRAMES], **options)
+    tuned.set_adapters("style", 0.5)
+    with pytest.raises(ValueError, match=r"\(lora differ\)"):
+        lift_long_video(tuned, clip[:FRAMES], **options)
+    tuned.set_adapters("style", 1.0)
+    lift_long_video(tuned, clip[:FRAMES], **options)
+    with pytest.raises(ValueError, match=r"\(lora, transformer differ\)"):
+        lift_long_video(pipeline, clip[:FRAMES], **options)
+
+
+def test_weights_that_are_nowhere_are_compared_by_shape_with_a_sentence():
+    with pytest.warns(UserWarning, match=r"2 weights of the Linear are on the meta device and are compared by shape and dtype only"):
+        digests = [weights_digest(_weights(torch.nn.Linear(2, width, device="meta"))) for width in (3, 3, 4)]
+    assert digests[0] == digests[1] != digests[2]
 
 
 def test_seam_report_is_one_for_steady_change_and_finds_a_jump():

@@ -159,7 +159,7 @@ def test_loads_from_a_folder_of_the_base_and_saves_its_graft(tmp_path):
 
 @pytest.mark.parametrize("make", [FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler])
 def test_flow_matching_schedulers_follow_the_velocity(make):
-    pipeline = make_pipeline(scheduler=make())
+    pipeline = make_pipeline(scheduler=make(), graft=GRAFT.changed(flow_shift=None))
     noise = torch.randn(1, 4, 2, 8, 16, generator=torch.Generator().manual_seed(1))
     out = run(pipeline, latents=noise, guidance_scale=1.0, num_inference_steps=1)
     clip = fit_clips(to_clips(make_clip()), SIZE, multiple=8)
@@ -168,6 +168,46 @@ def test_flow_matching_schedulers_follow_the_velocity(make):
     with torch.no_grad():
         expected = noise - wan_velocity(pipeline.transformer, noise, condition, torch.ones(1), text)
     torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-4)
+
+
+def sampled_times(scheduler, shift, steps: int = 4, runs: int = 1) -> torch.Tensor:
+    pipeline = make_pipeline(scheduler=scheduler, graft=GRAFT.changed(flow_shift=shift))
+    for _ in range(runs):
+        run(pipeline, num_inference_steps=steps, guidance_scale=1.0)
+    return pipeline.scheduler.sigmas[:-1].clone()
+
+
+def unipc(**options) -> UniPCMultistepScheduler:
+    return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("make", "times"),
+    [
+        (lambda own: FlowMatchEulerDiscreteScheduler(shift=own), torch.linspace(1, 1e-3, 4)),
+        (lambda own: FlowMatchEulerDiscreteScheduler(shift=own, use_dynamic_shifting=True), torch.linspace(1, 1e-3, 4)),
+        (lambda own: unipc(flow_shift=own), torch.linspace(1, 1e-3, 5)[:-1]),
+    ],
+    ids=["euler", "dynamic", "unipc"],
+)
+@pytest.mark.parametrize("own", [1.0, 2.0, 5.0])
+def test_the_shift_of_the_graft_is_applied_once_whatever_that_of_the_scheduler(make, times, own):
+    expected = 5 * times / (1 + 4 * times)
+    scheduler = make(own)
+    before = dict(scheduler.config)
+    torch.testing.assert_close(sampled_times(scheduler, 5.0, runs=2), expected, atol=2e-6, rtol=1e-5)
+    assert dict(scheduler.config) == before and getattr(scheduler, "shift", own) == own  # its own again, for other grafts
+
+
+@pytest.mark.parametrize("make", [lambda: unipc(flow_shift=5.0), lambda: FlowMatchEulerDiscreteScheduler()], ids=["unipc", "euler"])
+def test_a_shift_equal_to_that_of_the_scheduler_changes_nothing(make):
+    own = 5.0 if isinstance(make(), UniPCMultistepScheduler) else 1.0
+    torch.testing.assert_close(sampled_times(make(), own), sampled_times(make(), None), atol=1e-9, rtol=1e-6)
+
+
+def test_a_scheduler_that_takes_no_shift_is_refused_with_a_sentence():
+    with pytest.raises(ValueError, match=r"flow_shift of 3 cannot be given to a FlowMatchHeunDiscreteScheduler; use FlowMatchEuler"):
+        run(make_pipeline(scheduler=FlowMatchHeunDiscreteScheduler()))
 
 
 def test_text_is_padded_with_zeros_as_the_base_does(pipeline, monkeypatch):
@@ -287,7 +327,7 @@ def test_a_callback_can_stop_the_sampling(pipeline, capfd):
 
 
 def test_progress_is_shown_once_a_step(capfd):
-    pipeline = make_pipeline(scheduler=FlowMatchHeunDiscreteScheduler())
+    pipeline = make_pipeline(scheduler=FlowMatchHeunDiscreteScheduler(), graft=GRAFT.changed(flow_shift=None))
     pipeline.set_progress_bar_config(disable=False)
     run(pipeline, num_inference_steps=3, guidance_scale=1.0)
     assert "3/3" in capfd.readouterr().err

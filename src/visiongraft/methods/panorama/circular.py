@@ -7,6 +7,7 @@ under an ordinary decoder look worse than ordinary latents, hence ``circular=Tru
 """
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -74,6 +75,7 @@ def encode_latents(
     padding: CircularPadding = CircularPadding(),
     sample: bool = False,
     generator: torch.Generator | list[torch.Generator] | None = None,
+    warn: bool = True,
 ) -> Float[Tensor, "batch latent_channels *latent_frames latent_height latent_width"]:
     """Normalised latents of panoramas, of the same shape as ordinary ones, without a trace of the left and right border.
 
@@ -88,6 +90,7 @@ def encode_latents(
         sample: draw from the posterior instead of taking its mode. Noise is drawn for the kept columns only, in the shape of the
             result: the same generator gives each latent column the same noise with and without ``circular``.
         generator: source of that noise, or one for each sample of the batch.
+        warn: say where pixels of W = 2H are encoded without ``circular``; ``False`` where that is meant.
 
     Raises:
         ValueError: panoramas unless W = 2H, sizes that are no multiple of the stride, frames that the VAE would drop, pixels that are
@@ -98,6 +101,12 @@ def encode_latents(
     check_autoencoder(vae)
     check_pixels(vae, pixels)
     height, width = pixels.shape[-2:]
+    if warn and not circular and width == 2 * height:
+        warnings.warn(
+            "W = 2H pixels encoded without circular padding: if they are a panorama, decoding it circularly (the default) makes the seam "
+            "worse than with neither; pass circular=True, or warn=False if this is meant.",
+            stacklevel=2,
+        )
     stride = spatial_stride(vae)
     if circular:
         check_panorama_size(height, width, stride)
@@ -124,6 +133,7 @@ def decode_latents(
     circular: bool = True,
     padding: CircularPadding = CircularPadding(),
     decode_options: Mapping[str, Any] | None = None,
+    warn: bool = True,
 ) -> Float[Tensor, "batch channels *frames height width"]:
     """Panoramas without a seam from normalised latents.
 
@@ -133,6 +143,7 @@ def decode_latents(
         circular: as at encoding; mixing the two gives a seam that is worse than with neither.
         padding: as at encoding.
         decode_options: further arguments of ``vae.decode``, e.g. ``temb`` of an LTX decoder or ``num_frames`` of Stable Video Diffusion's.
+        warn: say where latents of W = 2H are decoded without ``circular``; ``False`` where that is meant.
 
     Returns:
         Pixels, nominally in [-1, 1]; not clipped.
@@ -146,6 +157,12 @@ def decode_latents(
     check_layout(vae, latents, "latents")
     if circular:
         check_panorama(latents)
+    elif warn and latents.shape[-1] == 2 * latents.shape[-2]:
+        warnings.warn(
+            "W = 2H latents decoded without circular padding: if they were encoded circularly (the default), the seam gets worse than "
+            "with neither; pass circular=True, or warn=False if this is meant.",
+            stacklevel=2,
+        )
     stride = spatial_stride(vae)
     height, width = (size * stride for size in latents.shape[-2:])
     columns, rows = pads(height, width, padding, stride) if circular else (0, 0)
@@ -201,11 +218,11 @@ def reconstruct(
     if encoder not in ("circular", "plain") or decoder not in ("circular", "plain", "blended"):
         raise ValueError(f"encoder must be circular or plain, decoder circular, plain or blended; got {encoder!r} and {decoder!r}.")
     check_panorama(pixels)
-    latents = encode_latents(vae, pixels, circular=encoder == "circular", padding=padding)
+    latents = encode_latents(vae, pixels, circular=encoder == "circular", padding=padding, warn=False)
     if decoder != "blended":
-        return decode_latents(vae, latents, circular=decoder == "circular", padding=padding)
+        return decode_latents(vae, latents, circular=decoder == "circular", padding=padding, warn=False)
     half = latents.shape[-1] // 2
-    facing, turned = (decode_latents(vae, version, circular=False) for version in (latents, latents.roll(half, -1)))
+    facing, turned = (decode_latents(vae, version, circular=False, warn=False) for version in (latents, latents.roll(half, -1)))
     width = pixels.shape[-1]
     positions = torch.arange(width, device=pixels.device, dtype=facing.dtype) + 0.5
     from_facing = 1 - (2 * positions / width - 1).abs()  # 1 in the middle, 0 at the border

@@ -88,14 +88,28 @@ def fit_clips(
         new_size = (size, size)
         clips = center_square(clips)
     else:
-        height, width = clips.shape[-2:]
-        scale = size / math.sqrt(height * width)
-        rounded = (max(1, round(side * scale / multiple)) * multiple for side in (height, width))
-        new_size = (next(rounded), next(rounded))
-        if new_size != (size, size):
-            warnings.warn(
-                f"fit='keep' gives an input of {new_size[0]}x{new_size[1]}; the weights were trained on squares of {size}, so expect less.",
-                stacklevel=3,
-            )
+        new_size = kept_size(clips.shape[-2], clips.shape[-1], size, multiple)
+        warn_of_kept_size(new_size, size)
     batch = clips.flatten(0, 1)
     return resize(batch, new_size).unflatten(0, clips.shape[:2])
+
+
+def kept_size(height: int, width: int, size: int, multiple: int) -> tuple[int, int]:
+    """Height and width of an input that keeps its proportions: whole tokens, about as many as in the square.
+
+    Args:
+        height, width: of the picture in pixels.
+        size: side of the square that the weights were trained on, in pixels.
+        multiple: pixels of a token along a side.
+    """
+    scale = size / math.sqrt(height * width)
+    return max(1, round(height * scale / multiple)) * multiple, max(1, round(width * scale / multiple)) * multiple
+
+
+def warn_of_kept_size(new_size: tuple[int, int], size: int) -> None:
+    """Warns whoever calls a pipeline of an input that is not the square of the weights."""
+    if new_size != (size, size):
+        warnings.warn(
+            f"fit='keep' gives an input of {new_size[0]}x{new_size[1]}; the weights were trained on squares of {size}, so expect less.",
+            stacklevel=4,
+        )

@@ -37,12 +37,14 @@ class LiftOptions(Weights):
         prompt: what the scene is; may be empty
         height: of the panorama in pixels, which is twice as wide; default: what the weights were trained for
         steps: sampling steps
-        guidance_scale: of the text; default: the base's (FLUX 3.0 distilled, Wan 5.0)
-        cfg: what classifier-free guidance leaves out: joint (text and input), text, or two (each with its own scale)
-        condition_scale: guidance of the input, with cfg two
+        guidance_scale: of the text; default: 3.0 for FLUX, whose weights take it as an input; 1.0, which is none, for other image
+            weights and for the small ones; 5.0 for Wan
+        cfg: what classifier-free guidance leaves out: joint (text and input), text, or two (each with its own scale). For photos it
+            needs a guidance_scale
+        condition_scale: guidance of the input; with cfg two only
         fit: crop the middle square, or keep the sides (out of the training distribution)
         alpha: colour behind transparent pixels; refused without it
-        composite: paste the input back in, where the estimated camera sees it
+        composite: paste the middle square of the photo back in, at the panorama's resolution, where the estimated camera sees it
         fps: frames a second a video is resampled to
         frames: frames of a video, 4k+1; default: what the weights were trained for. Longer videos go through overlapping windows
         long: lift all of a longer video, window by window
@@ -92,7 +94,7 @@ class CameraOptions(Weights):
     Args:
         images: a photo or a folder of photos
         panorama: panorama that shows the same place, in place of a generated one
-        output: JSON Lines file to write, one row a photo
+        output: JSON Lines file to write, one row a photo; a rerun with the same options continues there
         samples: panoramas to generate and take the median of
         yaw_deg: half the range of yaws to search; 180 for any
         steps: sampling steps
@@ -112,7 +114,7 @@ class CameraOptions(Weights):
 
 
 def camera(options: CameraOptions) -> int:
-    """Estimate field of view, pitch and roll of photos through their panoramas.
+    """Estimate field of view, pitch and roll of whole photos through their panoramas.
 
     examples:
       visiongraft panorama camera photo.jpg

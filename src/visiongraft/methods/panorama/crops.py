@@ -6,13 +6,14 @@ Folder layout::
     sparse/0/cameras.txt, images.txt, points3D.txt
     rig_config.json                 for ``colmap rig_configurator``: the views of one frame share their centre
     transforms.json                 nerfstudio
-    crops.json                      the settings, by which an interrupted export goes on
+    crops.json                      settings and digest of the panorama, by which an interrupted export goes on
 
 World axes of the COLMAP model are those of the panorama: x right, y down, z forward. It has no points, and its camera centres
 are those given, so that without positions COLMAP has to find them (``feature_extractor``, ``rig_configurator``, ``mapper``).
 ``transforms.json`` holds camera-to-world matrices in OpenGL axes (x right, y up, z backward) in a world with z up.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -84,7 +85,7 @@ def export_crops(
     positions: Float[Tensor, "frames 3"] | None = None,
     rotations: Float[Tensor, "frames 3 3"] | None = None,
 ) -> list[Path]:
-    """Writes views of the panoramas and their cameras; goes on where an interrupted export with the same settings stopped.
+    """Writes views of the panoramas and their cameras; goes on where an interrupted export of the same panorama stopped.
 
     Args:
         frames: panoramas in [0, 1], H x 2H; one for an image. Read one at a time.
@@ -98,16 +99,18 @@ def export_crops(
 
     Raises:
         ValueError: a frame that is not H x 2H, fewer positions or rotations than frames, no frames, or a folder with crops of
-            other settings.
+            other settings or of another panorama, told by its first frame, positions and rotations.
         PermissionError: a folder that cannot be written.
 
     Source: arXiv 2601.16192, 3D reconstruction.
     """
     folder = ensure_writable_folder(folder)
-    _check_settings(folder, config)
     views = view_rotations(config)
     names, poses = [], []
     for index, frame in islice(enumerate(frames), 0, None, config.every):
+        check_panorama(frame)
+        if index == 0:
+            _claim_folder(folder, config, _digest(frame, positions, rotations))
         position, rotation = _pose(index, positions, rotations)
         files = {view: f"{view}/frame_{index:05d}.png" for view in views}
         missing = {view: folder / "images" / name for view, name in files.items() if not (folder / "images" / name).exists()}
@@ -125,7 +128,6 @@ def export_crops(
 
 
 def _cut(frame: Tensor, rotations: Sequence[Tensor], config: CropConfig) -> Iterator[Float[Tensor, "3 size size"]]:
-    check_panorama(frame)
     if rotations:
         hfov = torch.full((len(rotations),), math.radians(config.hfov_deg), device=frame.device)
         views = torch.stack(list(rotations)).to(hfov)
@@ -203,13 +205,27 @@ def _intrinsics(config: CropConfig) -> Float[Tensor, "3 3"]:
     return intrinsics(torch.tensor(math.radians(config.hfov_deg), dtype=torch.float64), config.size, config.size)
 
 
-def _check_settings(folder: Path, config: CropConfig) -> None:
-    """Views of an interrupted export are kept, so that they must be of the same settings."""
+def _claim_folder(folder: Path, config: CropConfig, digest: str) -> None:
+    """Views of an interrupted export are kept, so that they must be of the same settings and the same panorama."""
     path, settings = folder / "crops.json", asdict(config)
     if not path.exists():
-        _write_json(path, settings)
-    elif (found := json.loads(path.read_text(encoding="utf-8"))) != settings:
+        _write_json(path, settings | {"panorama": digest})
+        return
+    found = json.loads(path.read_text(encoding="utf-8"))
+    found_digest = found.pop("panorama", None)
+    if found != settings:
         raise ValueError(f"The folder {folder} holds crops of other settings ({found}); delete it or choose another folder.")
+    if found_digest != digest:
+        raise ValueError(f"The folder {folder} holds crops of another panorama; delete it or choose another folder.")
+
+
+def _digest(frame: Tensor, positions: Tensor | None, rotations: Tensor | None) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in (("frame", frame), ("positions", positions), ("rotations", rotations)):
+        if tensor is not None:
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().double().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _write_json(path: Path, content: Any) -> None:

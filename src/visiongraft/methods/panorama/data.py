@@ -15,15 +15,13 @@ from torch.utils.data import Dataset
 from visiongraft.geometry.cameras import rotation_from_angles
 from visiongraft.geometry.panoramas import yaw_panorama
 from visiongraft.media.images import list_images, read_image
-from visiongraft.media.video import iter_video, probe_video
+from visiongraft.media.video import VIDEO_SUFFIXES, iter_video, probe_video
 from visiongraft.methods.panorama.augmentation import CameraRanges, View, crop_at, draw_view, resize_panorama, training_pair
 from visiongraft.methods.panorama.config import GraftConfig, Mode, with_prefix
+from visiongraft.methods.panorama.seam_check import BROKEN_RATIO, NOT_FULL
 from visiongraft.methods.panorama.trajectories import FPS, CameraPath, draw_path
 from visiongraft.metrics.seams import seam_ratio
 from visiongraft.training.order import derived_seed
-
-MAX_SEAM_RATIO = 3.0
-_VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"}
 
 
 @dataclass(frozen=True)
@@ -166,7 +164,7 @@ def list_panoramas(folder: str | Path, mode: Mode) -> list[Path]:
     found: list[Path] = []
     for place in (folder, *sorted(inner)):
         if mode == "video":
-            found += sorted(path for path in place.iterdir() if path.suffix.lower() in _VIDEO_SUFFIXES and path.name[0] != ".")
+            found += sorted(path for path in place.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES and path.name[0] != ".")
         else:
             try:
                 found += list_images(place)
@@ -215,11 +213,8 @@ def check_full_panorama(panorama: Float[Tensor, "3 height width"], file: Path) -
     if _repeats_first_column(panorama):
         raise ValueError(f"{file}: the last column repeats the first, but they are neighbours; drop it and resize to W = 2H.")
     ratio = float(seam_ratio(panorama[None])[0])
-    if ratio > MAX_SEAM_RATIO:
-        raise ValueError(
-            f"{file}: left and right borders do not match: not a full 360 ERP, or already cropped (seam ratio {ratio:.1f}, at most "
-            f"{MAX_SEAM_RATIO:g} accepted)."
-        )
+    if ratio > BROKEN_RATIO:
+        raise ValueError(f"{file}: {NOT_FULL} (seam ratio {ratio:.1f}, at most {BROKEN_RATIO:g} accepted).")
     return panorama
 
 

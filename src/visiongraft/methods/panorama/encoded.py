@@ -100,7 +100,7 @@ class PairEncoder:
         values = (2 * pixels - 1).to(vae.device, vae.dtype)[None]
         if encodes_videos(vae):
             values = values.transpose(1, 2)
-        return encode_latents(vae, values, circular=circular, padding=self.config.padding)[0].to("cpu", self.dtype)
+        return encode_latents(vae, values, circular=circular, padding=self.config.padding, warn=False)[0].to("cpu", self.dtype)
 
     def _embed(self, caption: str) -> Embeddings:
         device, words = self.pipeline.text_encoder.device, self._max_words()

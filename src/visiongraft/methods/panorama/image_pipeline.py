@@ -26,12 +26,12 @@ from transformers import (
 from visiongraft.flow.guidance import Guidance, guided
 from visiongraft.media.images import Alpha, center_square, resize, to_image_tensor
 from visiongraft.methods.panorama.circular import check_panorama_size, decode_latents, encode_latents
+from visiongraft.methods.panorama.clips import Fit, kept_size, warn_of_kept_size
 from visiongraft.methods.panorama.config import GraftConfig, with_prefix
 from visiongraft.methods.panorama.latents import spatial_stride
 from visiongraft.methods.panorama.sequence_flux import flux_velocity, patch_size
 
 Picture = Image.Image | np.ndarray | Tensor
-Fit = Literal["crop", "keep"]
 MAX_WORDS = 512
 """Tokens of T5 that FLUX was trained with."""
 
@@ -175,7 +175,7 @@ class PanoramaImagePipeline(FluxPipeline):
                 max_sequence_length,
                 prefix=False,
             )
-        condition = encode_latents(self.vae, (pictures * 2 - 1).to(device), circular=False).float()
+        condition = encode_latents(self.vae, (pictures * 2 - 1).to(device), circular=False, warn=False).float()
         condition = condition.repeat_interleave(num_images_per_prompt, dim=0)
         noise = self._start(latents, (batch, condition.shape[1], height // stride, 2 * height // stride), generator, device)
         timesteps = self._set_timesteps(num_inference_steps, noise[0, 0].numel() // patch**2, device)
@@ -203,16 +203,12 @@ class PanoramaImagePipeline(FluxPipeline):
         pictures = [to_image_tensor(one, alpha) for one in (image if several else [image])]  # pyright: ignore[reportGeneralTypeIssues]
         if not pictures:
             raise ValueError("There is no image in the list; give at least one.")
-        sizes = [(size, size) if fit == "crop" else _kept_size(picture.shape[1], picture.shape[2], size, unit) for picture in pictures]
+        sizes = [(size, size) if fit == "crop" else kept_size(picture.shape[1], picture.shape[2], size, unit) for picture in pictures]
         if len(set(sizes)) > 1:
             raise ValueError(
                 "Images of different proportions cannot share a batch with fit='keep'; lift them one by one, or use fit='crop'."
             )
-        if sizes[0] != (size, size):
-            warnings.warn(
-                f"fit='keep' gives an input of {sizes[0][0]}x{sizes[0][1]}; the weights were trained on squares of {size}, so expect less.",
-                stacklevel=3,
-            )
+        warn_of_kept_size(sizes[0], size)
         fitted = [resize(center_square(picture) if fit == "crop" else picture, sizes[0]) for picture in pictures]
         return torch.stack([picture.cpu() for picture in fitted])
 
@@ -350,9 +346,3 @@ class PanoramaImagePipeline(FluxPipeline):
                 )
 
         return predict
-
-
-def _kept_size(height: int, width: int, size: int, unit: int) -> tuple[int, int]:
-    """Sides in whole tokens, of about the picture's proportions and the square's area."""
-    scale = size / math.sqrt(height * width)
-    return max(round(height * scale / unit), 1) * unit, max(round(width * scale / unit), 1) * unit

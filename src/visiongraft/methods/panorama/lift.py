@@ -1,8 +1,9 @@
 """The verbs ``lift`` and ``camera``: from a file to a panorama with its metadata and viewer, or to a camera."""
 
+import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,20 +14,19 @@ from tqdm import tqdm
 
 from visiongraft.media.files import append_jsonl, ensure_writable_folder, read_jsonl
 from visiongraft.media.gpano import save_panorama
-from visiongraft.media.images import image_format, list_images, read_image
+from visiongraft.media.images import center_square, image_format, list_images, read_image
 from visiongraft.media.spherical import SphericalVideo
-from visiongraft.media.video import iter_video, probe_video, read_video
+from visiongraft.media.video import VIDEO_SUFFIXES, iter_video, probe_video, read_video
 from visiongraft.media.video_writing import write_video
 from visiongraft.methods.panorama.camera import CameraEstimates, SearchConfig, estimate_cameras, median_cameras
 from visiongraft.methods.panorama.composite import composite
 from visiongraft.methods.panorama.long_video import lift_long_video, seam_report
 from visiongraft.methods.panorama.released import load
-from visiongraft.methods.panorama.viewer import write_viewer
+from visiongraft.methods.panorama.viewer import MAX_EMBEDDED_BYTES, write_viewer
 
 if TYPE_CHECKING:
     from visiongraft.methods.panorama.commands import CameraOptions, LiftOptions, Weights
 
-VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif"}
 _SMALL_NOTE = (
     "Made with the bundled small weights: 64 x 128 pixels, trained for minutes on procedural rooms, streets, landscapes and tabletops. "
     "They show that everything works, not what a photograph deserves; --weights takes a trained graft."
@@ -74,6 +74,9 @@ def _lift_photo(options: "LiftOptions", output: Path) -> int:
     pipeline = load_weights(options, video=False)
     print(weights_note(options), file=sys.stderr)
     guidance: dict[str, Any] = {}
+    if options.cfg != "joint" and options.guidance_scale is None:
+        raise ValueError(f"cfg {options.cfg} needs a --guidance_scale, such as 3; without one photos are lifted without further passes.")
+    _check_condition_scale(options)
     if options.guidance_scale is not None:
         # a guidance-distilled base takes the scale as an input; others need a second pass
         distilled = pipeline.transformer.config.guidance_embeds and options.cfg == "joint"
@@ -94,22 +97,34 @@ def _lift_photo(options: "LiftOptions", output: Path) -> int:
         .images.float()
         .cpu()
     )
-    seen = pipeline.prepare_images(photo, options.fit).cpu()
-    camera = estimate_cameras(seen, panorama) if options.camera or options.composite else None
+    used = photo if options.fit == "keep" else center_square(photo)
+    camera = estimate_cameras(used[None], panorama) if options.camera or options.composite else None
     if options.composite and camera is not None:
-        if not bool(camera.reliable):
-            print("The input is not found again in the panorama; it is not pasted in.", file=sys.stderr)
+        if bool(camera.reliable):
+            panorama = composite(panorama, used[None], camera)
         else:
-            panorama = composite(panorama, seen, camera)
+            print("The input is not found again in the panorama; it is not pasted in.", file=sys.stderr)
     save_panorama(panorama[0], output)
     print(output)
     note = weights_note(options)
     if camera is not None:
-        print(camera_text(camera), file=sys.stderr)
-        note += f" Camera of the input: {camera_text(camera)}"
+        text = camera_text(of_whole_photo(camera, photo, used))
+        print(text, file=sys.stderr)
+        note += f" Camera of the photo: {text}"
     if options.viewer:
         print(write_viewer(output, output.with_suffix(".html"), title=options.prompt or options.input.stem, note=note))
     return 0
+
+
+def of_whole_photo(camera: CameraEstimates, photo: Float[Tensor, "3 height width"], part: Tensor) -> CameraEstimates:
+    """The cameras with the field of view of the photo whose middle part was found; pixels and axes are the same."""
+    tangent = (camera.hfov / 2).tan() * (photo.shape[-1] / part.shape[-1])
+    return replace(camera, hfov_deg=(2 * tangent.atan()).rad2deg())
+
+
+def _check_condition_scale(options: "LiftOptions") -> None:
+    if options.condition_scale != 1 and options.cfg != "two":
+        raise ValueError(f"condition_scale {options.condition_scale:g} takes part in --cfg two only; got cfg {options.cfg}.")
 
 
 def camera_text(camera: CameraEstimates, index: int = 0) -> str:
@@ -125,6 +140,9 @@ def camera_text(camera: CameraEstimates, index: int = 0) -> str:
 def _lift_video(options: "LiftOptions", output: Path) -> int:
     if output.suffix.lower() not in (".mp4", ".m4v", ".mov"):
         raise ValueError(f"A panorama video is written as .mp4, .m4v or .mov; got {output.name}.")
+    if output.suffix.lower() == ".mov" and options.viewer:
+        raise ValueError("Browsers do not show .mov; write an .mp4, or leave the viewer out (--viewer false).")
+    _check_condition_scale(options)
     if options.composite:
         raise ValueError("composite pastes a photo into its panorama; leave it out for videos.")
     pipeline = load_weights(options, video=True)
@@ -141,13 +159,14 @@ def _lift_video(options: "LiftOptions", output: Path) -> int:
     if options.long:
         if options.fit != "crop":
             raise ValueError("Windows of a long video are cropped to squares; leave fit out.")
+        windows = output.with_name(f".{output.stem}-windows")
         lifted = lift_long_video(
             pipeline,
             iter_video(options.input, options.fps),
             options.prompt,
             num_frames=num_frames,
             seed=options.seed,
-            folder=output.with_name(f".{output.stem}-windows"),
+            folder=windows,
             **common,
         )
         frames: Tensor = lifted.pixels
@@ -158,9 +177,12 @@ def _lift_video(options: "LiftOptions", output: Path) -> int:
         generator = torch.Generator().manual_seed(options.seed)
         frames = pipeline(clip, options.prompt, fit=options.fit, generator=generator, output_type="pt", **common).frames[0].float().cpu()
     write_video(frames, output, options.fps, spherical=SphericalVideo())
+    if options.long:  # what a stopped run would have continued from
+        shutil.rmtree(output.with_name(f".{output.stem}-windows"))
     print(output)
     if options.viewer:
-        print(write_viewer(output, output.with_suffix(".html"), title=options.prompt or options.input.stem, note=weights_note(options)))
+        page, large = output.with_suffix(".html"), output.stat().st_size > MAX_EMBEDDED_BYTES
+        print(write_viewer(output, page, title=options.prompt or options.input.stem, note=weights_note(options), embed=not large))
     return 0
 
 
@@ -187,23 +209,27 @@ def estimate_files(options: "CameraOptions") -> int:
     files = list_images(options.images)
     if options.samples < 1:
         raise ValueError(f"samples must be at least 1; got {options.samples}.")
+    settings = {name: str(value) for name, value in asdict(options).items() if name not in ("images", "output", "device", "offload")}
     done = set()
     if options.output is not None:
         ensure_writable_folder(options.output.parent)
-        done = {row["file"] for row in read_jsonl(options.output)} if options.output.is_file() else set()
+        rows = read_jsonl(options.output) if options.output.is_file() else []
+        if any(row.get("settings") != settings for row in rows):
+            raise ValueError(f"{options.output} holds cameras of another run (its options differ); choose another --output.")
+        done = {row["file"] for row in rows}
     search = SearchConfig(yaw_half_range_deg=options.yaw_deg)
     todo = [file for file in files if str(file) not in done]
     for file, camera in zip(todo, _cameras(options, todo, search), strict=True):
         print(f"{file}: {camera_text(camera)}")
         if options.output is not None:
             values = {field.name: getattr(camera, field.name)[0].item() for field in fields(camera)}
-            append_jsonl(options.output, {"file": str(file), **values})
+            append_jsonl(options.output, {"file": str(file), **values, "settings": settings})
     return 0
 
 
 def _cameras(options: "CameraOptions", files: list[Path], search: SearchConfig) -> Iterator[CameraEstimates]:
     if options.panorama is not None:
-        panorama = read_image(options.panorama)[None]
+        panorama = _read_photo(options.panorama, None)[None]
         for file in tqdm(files, desc="cameras", unit="photo", disable=len(files) < 2):
             yield estimate_cameras(_read_photo(file, options.alpha)[None], panorama, search)
         return
@@ -214,13 +240,13 @@ def _cameras(options: "CameraOptions", files: list[Path], search: SearchConfig) 
     print(weights_note(options), file=sys.stderr)
     for file in tqdm(files, desc="cameras", unit="photo", disable=len(files) < 2):
         photo = _read_photo(file, options.alpha)
-        seen = pipeline.prepare_images(photo).cpu()
+        square = center_square(photo)
         generators = [torch.Generator().manual_seed(options.seed + k) for k in range(options.samples)]
         panoramas = pipeline(
             photo, num_inference_steps=options.steps, num_images_per_prompt=options.samples, generator=generators, output_type="pt"
         ).images
-        estimates = estimate_cameras(seen.expand(options.samples, -1, -1, -1), panoramas.float().cpu(), search)
-        yield median_cameras([one_camera(estimates, k) for k in range(options.samples)])
+        estimates = estimate_cameras(square.expand(options.samples, -1, -1, -1), panoramas.float().cpu(), search)
+        yield of_whole_photo(median_cameras([one_camera(estimates, k) for k in range(options.samples)]), photo, square)
 
 
 def one_camera(estimates: CameraEstimates, index: int) -> CameraEstimates:

@@ -11,7 +11,7 @@ Two things go wrong when latents are simply handed from window to window, and ar
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from visiongraft.media.files import atomic_write
@@ -29,6 +30,7 @@ from visiongraft.media.images import Alpha
 from visiongraft.methods.panorama.camera import estimate_track
 from visiongraft.methods.panorama.clips import Frame, fit_clips, to_clips
 from visiongraft.methods.panorama.video_pipeline import PanoramaVideoPipeline
+from visiongraft.training.identity import weights_digest
 
 YawEstimator = Callable[[Tensor, Tensor], float]
 """Maps a camera's frames (F, 3, h, w) and panorama frames (F, 3, H, 2H) of the same times, whose middle is where the camera looked
@@ -178,8 +180,8 @@ def lift_long_video(
         num_frames: of a window; None: what the weights were trained on.
         overlap: frames that neighbouring windows share at least; None: :func:`default_overlap`.
         seed: of the noise; each window has its own.
-        folder: where finished windows are kept. A run that was stopped goes on from them, with the same result. Weights are not
-            compared: use another folder for others.
+        folder: where finished windows are kept. A run that was stopped goes on from them, with the same result; windows of other
+            weights, LoRA or options are refused.
         estimate_yaw: finds the direction of a window's first frame in the panorama that is there already.
         alpha: what lies behind transparent pixels, or ``refuse``.
         progress: show a bar of windows (the pipeline shows one of steps).
@@ -291,15 +293,46 @@ def _seed(seed: int, index: int) -> int:
 
 
 def _identity(pipeline: PanoramaVideoPipeline, clip: Tensor, windows: Sequence[Window], **options: Any) -> dict[str, Any]:
-    """What two runs must share for their windows to be the same, but for weights and callbacks."""
+    """What two runs must share for their windows to be the same, but for the text encoder and callbacks."""
     plain = {name: _digest(value) if isinstance(value, Tensor) else value for name, value in options.items() if not callable(value)}
     return {
         "video": _digest(clip),
         "windows": [asdict(window) for window in windows],
         "graft": pipeline.graft.to_dict(),
         "scheduler": {name: value for name, value in pipeline.scheduler.config.items() if not name.startswith("_")},
+        "transformer": weights_digest(_weights(pipeline.transformer)),
+        "vae": weights_digest(_weights(pipeline.vae)),
+        "lora": _adapters(pipeline.transformer),
         **plain,
     }
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """A model's state, read from where accelerate keeps it while it is offloaded."""
+    unknown = 0
+    for name, values in model.state_dict().items():
+        if values.is_meta:
+            module, _, last = name.rpartition(".")
+            hook: Any = getattr(model.get_submodule(module), "_hf_hook", None)
+            stores = [store for one in getattr(hook, "hooks", [hook]) if (store := getattr(one, "weights_map", None)) is not None]
+            if stores:
+                values = stores[-1][last]
+            else:
+                unknown += 1
+                name, values = f"{name} {tuple(values.shape)}", torch.empty(0, dtype=values.dtype)
+        yield name, values
+    if unknown:
+        warnings.warn(
+            f"{unknown} weights of the {type(model).__name__} are on the meta device and are compared by shape and dtype only; "
+            "use another folder for other weights.",
+            stacklevel=2,
+        )
+
+
+def _adapters(model: nn.Module) -> list[str]:
+    """How strongly each LoRA acts, which no state dict tells."""
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer) and not module.disable_adapters]
+    return sorted({f"{name} {layer.scaling[name]:.6g}" for layer in layers for name in layer.active_adapters if name in layer.scaling})
 
 
 def _digest(values: Tensor) -> str:

@@ -70,7 +70,7 @@ def roll_errors(vae: Any, panoramas: UInt8[Tensor, "count 3 height width"], padd
     for encoding in ("plain", "circular"):
         circular = encoding == "circular"
         latents, rolled = (
-            torch.cat([encode_latents(vae, part, circular=circular, padding=padding) for part in p.split(16)])
+            torch.cat([encode_latents(vae, part, circular=circular, padding=padding, warn=False) for part in p.split(16)])
             for p in (pixels, pixels.roll(half, -1))
         )
         difference = (latents - rolled.roll(-half // stride, -1)).abs() / latents.std()
@@ -117,5 +117,5 @@ def generated_latents(
 @torch.no_grad()
 def decoded_seam_ratios(vae: Any, latents: Tensor, padding: CircularPadding, circular: bool = True) -> list[float]:
     """Seam ratio of each panorama that the latents decode to."""
-    pictures = [decode_latents(vae, part, circular=circular, padding=padding) for part in latents.split(16)]
+    pictures = [decode_latents(vae, part, circular=circular, padding=padding, warn=False) for part in latents.split(16)]
     return seam_ratio(to_unit(torch.cat(pictures))).tolist()

@@ -80,7 +80,7 @@ def encode_samples(pipeline: Any, samples: WorldSamples, folder: Path, circular:
     def latents(pixels: Tensor, **options: Any) -> Tensor:
         layout = (lambda p: p.transpose(1, 2)) if video else (lambda p: p)
         parts = pixels.split(4 if video else 32)
-        return torch.cat([encode_latents(pipeline.vae, layout(part.float() / 127.5 - 1), **options) for part in parts])
+        return torch.cat([encode_latents(pipeline.vae, layout(part.float() / 127.5 - 1), warn=False, **options) for part in parts])
 
     encoder = PairEncoder(pipeline, pipeline.graft, TensorCache(folder / "captions"))
     prefix = pipeline.graft.caption_prefix

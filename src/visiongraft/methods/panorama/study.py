@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from visiongraft.geometry.cameras import rotation_from_angles
+from visiongraft.geometry.panoramas import panorama_from_perspective
 from visiongraft.media.files import atomic_write, ensure_writable_folder
 from visiongraft.methods.panorama import placement, seam_origin, small
 from visiongraft.methods.panorama.camera import SearchConfig, estimate_cameras
@@ -244,8 +246,8 @@ def _save_and_measure(pipeline: Any, config: StudyConfig, tests: WorldSamples, m
         made.append(out.images if mode == "image" else out.frames)
     panoramas = torch.cat(made)
     first, first_truth, first_input = (p if mode == "image" else p[:, 0] for p in (panoramas, truth, inputs))
-    visible = placement.panorama_from_perspective(
-        first_input, tests.cameras[:, 0], placement.rotation_from_angles(*tests.cameras[:, 1:].unbind(1)), small.HEIGHT
+    visible = panorama_from_perspective(
+        first_input, tests.cameras[:, 0], rotation_from_angles(*tests.cameras[:, 1:].unbind(1)), small.HEIGHT
     )[1]
     return {
         "visible": masked_psnr(first, first_truth, visible).tolist(),

@@ -1,9 +1,12 @@
 """A 360 degree video from an ordinary one: Wan's pipeline with the perspective clip's tokens in the sequence and a circular decoder."""
 
+import inspect
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, SchedulerMixin, WanPipeline, WanTransformer3DModel
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
@@ -230,7 +233,7 @@ class PanoramaVideoPipeline(WanPipeline):
         self, y: Tensor, known: Known | None, velocity: Velocity, steps: int, after_step: Callable[[int, Tensor, Tensor], Tensor]
     ) -> Tensor:
         """Data from noise along the scheduler's times; ``after_step`` sees each state and may replace it."""
-        self.scheduler.set_timesteps(steps, device=y.device)
+        _set_times(self.scheduler, steps, y.device, self.graft.flow_shift)
         self.scheduler.set_begin_index(0)
         _check_flow(self.scheduler)
         timesteps = self.scheduler.timesteps
@@ -277,7 +280,7 @@ class PanoramaVideoPipeline(WanPipeline):
 
     def _encode(self, clips: Tensor, *, circular: bool) -> Tensor:
         pixels = clips.to(get_module_execution_device(self.vae), torch.float32).transpose(1, 2) * 2 - 1
-        return encode_latents(self.vae, pixels, circular=circular, padding=self.graft.padding)
+        return encode_latents(self.vae, pixels, circular=circular, padding=self.graft.padding, warn=False)
 
     def _embed(self, text: list[str] | Tensor, batch: int, max_length: int) -> Tensor:
         """Embeddings of each panorama's text, in the transformer's dtype."""
@@ -322,6 +325,32 @@ def _known(values: Tensor | None, mask: Tensor | None, noise: Tensor) -> Known |
         if given.dim() != noise.dim() or any(have not in (1, want) for have, want in zip(given.shape, noise.shape, strict=True)):
             raise ValueError(f"{name} must broadcast to the latents {tuple(noise.shape)}; got shape {tuple(given.shape)}.")
     return Known(values, mask, noise)
+
+
+def _set_times(scheduler: Any, steps: int, device: torch.device, shift: float | None) -> None:
+    """The scheduler's times; with a ``shift`` in place of its own, which it has again afterwards."""
+    if shift is None:
+        scheduler.set_timesteps(steps, device=device)
+        return
+    options: dict[str, Any] = {}
+    if scheduler.config.get("use_dynamic_shifting"):
+        options["mu"] = shift if scheduler.config.get("time_shift_type") == "linear" else math.log(shift)
+    if hasattr(scheduler, "set_shift"):
+        own, change = scheduler.shift, scheduler.set_shift
+        # left to itself, this one starts from a lowest time that was shifted when it was built, and shifts it again
+        options["sigmas"] = np.linspace(1.0, 1 / scheduler.config.num_train_timesteps, steps)
+    elif "flow_shift" in inspect.signature(type(scheduler).__init__).parameters:
+        own, change = scheduler.config.flow_shift, lambda value: scheduler.register_to_config(flow_shift=value)
+    else:
+        raise ValueError(
+            f"The graft's flow_shift of {shift:g} cannot be given to a {type(scheduler).__name__}; use FlowMatchEulerDiscreteScheduler or "
+            "UniPCMultistepScheduler, or pipeline.graft.changed(flow_shift=None) for the scheduler's own times."
+        )
+    change(shift)
+    try:
+        scheduler.set_timesteps(steps, device=device, **options)
+    finally:
+        change(own)
 
 
 def _check_flow(scheduler: Any) -> None:
