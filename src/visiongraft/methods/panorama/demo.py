@@ -36,7 +36,7 @@ def demo(output: Path) -> Section:
     pipeline: Any = load("small")
     pipeline.set_progress_bar_config(disable=True)
     worlds = world_samples(len(KINDS), _SEED, height=small.HEIGHT, size=small.CONDITION_SIZE, progress=False)
-    side = (small.CONDITION_SIZE,) * 2
+    side = (small.CONDITION_SIZE, small.CONDITION_SIZE)
     photographs = torch.stack([resize(center_square(photograph(name)), side) for name in _PHOTOGRAPHS])
     inputs = torch.cat([worlds.inputs.float() / 255, photographs])
     prompts = [*worlds.captions, *(f"a photograph of the {name}" for name in _PHOTOGRAPHS)]

@@ -331,7 +331,7 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _adapters(model: nn.Module) -> list[str]:
     """How strongly each LoRA acts, which no state dict tells."""
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer) and not module.disable_adapters]
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer) and not module.disable_adapters]
     return sorted({f"{name} {layer.scaling[name]:.6g}" for layer in layers for name in layer.active_adapters if name in layer.scaling})
 
 

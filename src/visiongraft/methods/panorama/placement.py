@@ -46,7 +46,7 @@ class CameraRanges(NamedTuple):
 
 
 ALL_CAMERAS = CameraRanges()
-ONE_CAMERA = CameraRanges((ASSUMED_HFOV_DEG,) * 2, (0.0, 0.0), (0.0, 0.0))
+ONE_CAMERA = CameraRanges((ASSUMED_HFOV_DEG, ASSUMED_HFOV_DEG), (0.0, 0.0), (0.0, 0.0))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,12 +51,16 @@ def seeded(seed: int, make: Callable[[], Model]) -> Model:
 
 def small_vae(seed: int) -> AutoencoderKL:
     """An untrained image autoencoder: stride 4, 4 latent channels, convolutions only (0.38 million parameters)."""
+    # Diffusers annotates these as tuples of one
+    shape: dict[str, Any] = {
+        "block_out_channels": (24, 40, 40),
+        "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "up_block_types": ("UpDecoderBlock2D",) * 3,
+    }
     return seeded(
         seed,
         lambda: AutoencoderKL(
-            block_out_channels=(24, 40, 40),
-            down_block_types=("DownEncoderBlock2D",) * 3,
-            up_block_types=("UpDecoderBlock2D",) * 3,
+            **shape,
             layers_per_block=1,
             latent_channels=4,
             norm_num_groups=8,
@@ -157,6 +161,7 @@ def image_pipeline(
     """
     tokenizer, letters = word_tokenizer(captions), letter_tokenizer()
     t5 = T5Config(vocab_size=len(tokenizer), d_model=TEXT_WIDTH, d_kv=8, num_heads=4, d_ff=64, num_layers=1)
+    special: dict[str, Any] = {name: getattr(letters, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     clip = CLIPTextConfig(
         vocab_size=len(letters),
         hidden_size=TEXT_WIDTH,
@@ -165,9 +170,7 @@ def image_pipeline(
         num_attention_heads=4,
         max_position_embeddings=MAX_LETTERS,
         projection_dim=TEXT_WIDTH,
-        bos_token_id=letters.bos_token_id,
-        eos_token_id=letters.eos_token_id,
-        pad_token_id=letters.pad_token_id,
+        **special,
     )
     return PanoramaImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
