@@ -126,9 +126,9 @@ def real_configuration() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--real", action="store_true", help="the real configuration on a GPU")
-    parser.add_argument("--height", type=int, default=256, help="of the panorama on CPU (default: 256)")
-    parser.add_argument("--frames", type=int, default=9, help="of Wan's clip on CPU (default: 9)")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--height", type=int, default=128, help="of the panorama on CPU (default: 128)")
+    parser.add_argument("--frames", type=int, default=5, help="of Wan's clip on CPU (default: 5)")
+    parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} CPU threads")
     if options.real:
