@@ -1,5 +1,6 @@
 """A run that is killed and started again is the run that was not."""
 
+import json
 import os
 import signal
 
@@ -172,6 +173,18 @@ def test_other_frozen_parameters_in_the_same_folder_are_refused(config):
 
     with pytest.raises(ValueError, match="the frozen parameters of the module 'net' are others now; choose another output folder, or the"):
         train(second, config())
+
+
+def test_a_checkpoint_of_an_earlier_version_is_refused(config):
+    settings = config()
+    train(Smooth(), settings)
+    state = max((settings.output / "checkpoints").glob("step-*")) / "state.json"
+    content = json.loads(state.read_text())
+    del content["frozen"]
+    state.write_text(json.dumps(content))
+
+    with pytest.raises(ValueError, match="earlier version"):
+        train(Smooth(), settings)
 
 
 def test_other_data_in_the_same_folder_is_refused(config):

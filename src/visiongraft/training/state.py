@@ -95,8 +95,11 @@ class TrainState:
         """Restores what :meth:`save` wrote.
 
         Raises:
-            ValueError: tensors of other names or shapes than the recipe's (the message names the first), or other frozen parameters.
+            ValueError: tensors of other names or shapes than the recipe's (the message names the first), other frozen parameters, or a
+                checkpoint of an earlier version.
         """
+        if "frozen" not in saved.state:
+            raise ValueError(f"{saved.path} was written by an earlier version and cannot be continued; choose another output folder.")
         for name, module in self.modules.items():
             mine, theirs = _kept(plain(module)), saved.tensors.get(f"module-{name}", {})
             _require_same_shapes(name, mine, theirs, saved.path)

@@ -140,6 +140,7 @@ def test_a_longer_video_is_lifted_whole(clip, weights, tmp_path, capsys):
         (("lift", "photo.png", "-o", "pano.png", "--lora", "missing"), "missing"),
         (("lift", "photo.png", "-o", "pano.png", "--cfg", "text"), "needs a --guidance_scale"),
         (("lift", "photo.png", "-o", "pano.png", "--condition_scale", "2"), "--cfg two only"),
+        (("lift", "photo.png", "-o", "pano.png", "--long", "true"), "are for videos"),
         (("lift", "clip.mp4", "-o", "pano.mov"), "Browsers do not show .mov"),
     ],
 )

@@ -70,13 +70,15 @@ def _read_photo(path: Path, alpha: str | None) -> Float[Tensor, "3 height width"
 
 def _lift_photo(options: "LiftOptions", output: Path) -> int:
     image_format(output)  # refuses other endings before anything is loaded
+    _check_condition_scale(options)
+    if options.cfg != "joint" and options.guidance_scale is None:
+        raise ValueError(f"cfg {options.cfg} needs a --guidance_scale, such as 3; without one photos are lifted without further passes.")
+    if options.long or options.frames is not None:
+        raise ValueError(f"long and frames are for videos; {options.input} is a photo.")
     photo = _read_photo(options.input, options.alpha)
     pipeline = load_weights(options, video=False)
     print(weights_note(options), file=sys.stderr)
     guidance: dict[str, Any] = {}
-    if options.cfg != "joint" and options.guidance_scale is None:
-        raise ValueError(f"cfg {options.cfg} needs a --guidance_scale, such as 3; without one photos are lifted without further passes.")
-    _check_condition_scale(options)
     if options.guidance_scale is not None:
         # a guidance-distilled base takes the scale as an input; others need a second pass
         distilled = pipeline.transformer.config.guidance_embeds and options.cfg == "joint"
@@ -145,6 +147,12 @@ def _lift_video(options: "LiftOptions", output: Path) -> int:
     _check_condition_scale(options)
     if options.composite:
         raise ValueError("composite pastes a photo into its panorama; leave it out for videos.")
+    if options.long and options.fit != "crop":
+        raise ValueError("Windows of a long video are cropped to squares; leave fit out.")
+    if not 0 < options.fps < float("inf"):
+        raise ValueError(f"fps must be positive; got {options.fps:g}.")
+    windows = output.with_name(f".{output.stem}-windows")
+    probe_video(options.input)  # refuses what is no video before anything is loaded
     pipeline = load_weights(options, video=True)
     print(weights_note(options), file=sys.stderr)
     common: dict[str, Any] = {
@@ -157,9 +165,6 @@ def _lift_video(options: "LiftOptions", output: Path) -> int:
     }
     num_frames = options.frames or pipeline.graft.num_frames
     if options.long:
-        if options.fit != "crop":
-            raise ValueError("Windows of a long video are cropped to squares; leave fit out.")
-        windows = output.with_name(f".{output.stem}-windows")
         lifted = lift_long_video(
             pipeline,
             iter_video(options.input, options.fps),
@@ -178,7 +183,7 @@ def _lift_video(options: "LiftOptions", output: Path) -> int:
         frames = pipeline(clip, options.prompt, fit=options.fit, generator=generator, output_type="pt", **common).frames[0].float().cpu()
     write_video(frames, output, options.fps, spherical=SphericalVideo())
     if options.long:  # what a stopped run would have continued from
-        shutil.rmtree(output.with_name(f".{output.stem}-windows"))
+        shutil.rmtree(windows)
     print(output)
     if options.viewer:
         page, large = output.with_suffix(".html"), output.stat().st_size > MAX_EMBEDDED_BYTES
@@ -187,8 +192,6 @@ def _lift_video(options: "LiftOptions", output: Path) -> int:
 
 
 def _first_frames(options: "LiftOptions", num_frames: int) -> Float[Tensor, "frames 3 height width"]:
-    if not 0 < options.fps < float("inf"):
-        raise ValueError(f"fps must be positive; got {options.fps:g}.")
     info = probe_video(options.input)
     available = round(info.duration * options.fps)
     if available < num_frames:

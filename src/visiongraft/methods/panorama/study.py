@@ -153,7 +153,7 @@ def _placement(name: str, seed: int, config: StudyConfig) -> dict[str, Any]:
         return result | {"visible": masked_psnr(panoramas, truth.panorama, visible).tolist()}
     result["visible"] = placement.visible_psnr(panoramas, truth).tolist()
     result["shuffled"] = placement.visible_psnr(panoramas.roll(1, 0), truth).tolist()
-    result["errors"] = _camera_errors(panoramas, truth)
+    result |= _found_cameras(panoramas, truth)
     result["robustness"] = {label: placement.visible_psnr(*made(ranges)).mean().item() for label, ranges in config.robustness.items()}
     return result
 
@@ -176,12 +176,12 @@ def _keep_pictures(name: str, panoramas: Tensor, truth: placement.Pairs, config:
     picture_grid(rows, titles, [""] * _SHOWN, config.output / PLACEMENT_PICTURES)
 
 
-def _camera_errors(panoramas: Tensor, truth: placement.Pairs) -> dict[str, list[float]]:
-    """Absolute errors in degrees of the cameras that the panoramas betray."""
+def _found_cameras(panoramas: Tensor, truth: placement.Pairs) -> dict[str, Any]:
+    """The cameras that the panoramas betray: absolute errors in degrees, and PSNR in dB of the inputs as seen by them."""
     found = estimate_cameras(truth.image, panoramas, SearchConfig())
     angles = torch.stack([found.hfov_deg, found.pitch_deg, found.roll_deg], 1)
     errors = (angles - truth.camera[:, [0, 2, 3]] * (180 / math.pi)).abs()
-    return {name: errors[:, i].tolist() for i, name in enumerate(("hfov", "pitch", "roll"))}
+    return {"errors": {name: errors[:, i].tolist() for i, name in enumerate(("hfov", "pitch", "roll"))}, "found": found.psnr.tolist()}
 
 
 def _estimator(seed: int, config: StudyConfig) -> dict[str, Any]:
@@ -190,7 +190,7 @@ def _estimator(seed: int, config: StudyConfig) -> dict[str, Any]:
     middle = torch.tensor([sum(r) / 2 for r in placement.ALL_CAMERAS])
     constant = (truth.camera[:, [0, 2, 3]] * (180 / math.pi) - middle).abs()
     return {
-        "errors": _camera_errors(truth.panorama, truth),
+        **_found_cameras(truth.panorama, truth),
         "constant": {name: constant[:, i].tolist() for i, name in enumerate(("hfov", "pitch", "roll"))},
     }
 

@@ -83,12 +83,15 @@ def placement_table(results: list[dict[str, Any]]) -> Table:
     angles = ("hfov", "pitch", "roll")
     rows: list[list[Any]] = []
     for name in VARIANTS:
-        has_camera = "errors" in results[0]["placement"][name]
-        errors = [spread(camera_errors(results, name, a)) for a in angles] if has_camera else ["–"] * 3
-        rows.append([name, spread(placement_values(results, name)), spread(placement_values(results, name, "whole")), *errors])
-    rows.append(["sequence, another sample's panorama", spread(placement_values(results, SEQUENCE, "shuffled")), "–", "–", "–", "–"])
-    rows.append(["true panoramas (the estimator alone)", "–", "–", *(spread(camera_errors(results, "true panoramas", a)) for a in angles)])
-    rows.append(["constant answer", "–", "–", *(spread(camera_errors(results, "true panoramas", a, "constant")) for a in angles)])
+        row = [name, spread(placement_values(results, name)), spread(placement_values(results, name, "whole"))]
+        if "errors" in results[0]["placement"][name]:
+            row += [spread(placement_values(results, name, "found")), *(spread(camera_errors(results, name, a)) for a in angles)]
+        rows.append(row + ["–"] * (7 - len(row)))
+    rows.append(["sequence, another sample's panorama", spread(placement_values(results, SEQUENCE, "shuffled")), *["–"] * 5])
+    found = spread(placement_values(results, "true panoramas", "found"))
+    alone = [spread(camera_errors(results, "true panoramas", a)) for a in angles]
+    rows.append(["true panoramas (the estimator alone)", "–", "–", found, *alone])
+    rows.append(["constant answer", "–", "–", "–", *(spread(camera_errors(results, "true panoramas", a, "constant")) for a in angles)])
     over_true, over_assumed = (
         paired_interval(
             np.concatenate([np.subtract(r["placement"][SEQUENCE]["visible"], r["placement"][other]["visible"]) for r in results])
@@ -97,9 +100,18 @@ def placement_table(results: list[dict[str, Any]]) -> Table:
     )
     return Table(
         title="Ways of giving the input",
-        columns=["condition", "PSNR, visible part", "PSNR, whole", "hfov error", "pitch error", "roll error"],
+        columns=[
+            "condition",
+            "PSNR, visible part",
+            "PSNR, whole",
+            "PSNR, input at the found camera",
+            "hfov error",
+            "pitch error",
+            "roll error",
+        ],
         rows=rows,
-        note=f"PSNR in dB, mean; errors in degrees, median (range over seeds). Inputs: hfov {_range(ALL_CAMERAS.hfov)}, pitch "
+        note="PSNR in dB, mean; errors in degrees, median (range over seeds). The found camera is where the panorama repeats the "
+        f"input best, right or wrong. Inputs: hfov {_range(ALL_CAMERAS.hfov)}, pitch "
         f"{_range(ALL_CAMERAS.pitch)}, roll {_range(ALL_CAMERAS.roll)}. Sequence minus channels over paired worlds, 95 %: true camera "
         f"[{over_true[0]:.2f}, {over_true[1]:.2f}] dB, assumed camera [{over_assumed[0]:.2f}, {over_assumed[1]:.2f}] dB.",
     )
