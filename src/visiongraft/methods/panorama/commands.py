@@ -292,6 +292,7 @@ def study(options: StudyOptions) -> int:
     examples:
       visiongraft panorama study
       visiongraft panorama study --quick true --seeds '[0]' --output /tmp/study
+      visiongraft panorama study --seeds '[1, 2]' --bundle false    # beside another process with seed 0, on the same output
     """
     from dataclasses import asdict
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from diffusers import FluxTransformer2DModel
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
@@ -111,13 +111,30 @@ class PairBatches(Dataset):
         return [Pairs(*parts) for parts in zip(*made, strict=True)]
 
 
+class PositionedEmbedding(nn.Linear):
+    """A token embedding with a learned vector for each place in the sequence.
+
+    FLUX's rotary positions are relative; a pretrained base has learned where on the panorama a token lies, and this network starts
+    from nothing.
+    """
+
+    def __init__(self, width: int, dim: int, length: int) -> None:
+        super().__init__(width, dim)
+        self.positions = nn.Parameter(0.02 * torch.randn(length, dim))
+
+    def forward(self, input: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens dim"]:
+        """Embedded tokens of a sequence that begins with the panorama's."""
+        return super().forward(input) + self.positions[: input.shape[1]]
+
+
 def transformer_for(variant: Variant, seed: int) -> FluxTransformer2DModel:
     """Width 96, four blocks, tokens of 4 x 4 pixels; for channels the warped input and its mask come on top."""
-    return seeded(
-        seed,
-        lambda: FluxTransformer2DModel(
+    width = 48 if variant.condition == "sequence" else 48 + 48 + 16
+
+    def make() -> FluxTransformer2DModel:
+        transformer = FluxTransformer2DModel(
             patch_size=1,
-            in_channels=48 if variant.condition == "sequence" else 48 + 48 + 16,
+            in_channels=width,
             out_channels=48,
             num_layers=2,
             num_single_layers=2,
@@ -127,8 +144,11 @@ def transformer_for(variant: Variant, seed: int) -> FluxTransformer2DModel:
             pooled_projection_dim=TEXT_WIDTH,
             guidance_embeds=False,
             axes_dims_rope=(8, 8, 8),
-        ),
-    )
+        )
+        transformer.x_embedder = PositionedEmbedding(width, transformer.inner_dim, (2 * HEIGHT**2 + SIZE**2) // 16)
+        return transformer
+
+    return seeded(seed, make)
 
 
 def warped(image: Tensor, camera: Float[Tensor, "count 4"]) -> tuple[Tensor, Bool[Tensor, "count 1 height width"]]:

@@ -17,8 +17,8 @@ from visiongraft.methods.panorama.world_samples import WorldSamples, world_sampl
 from visiongraft.training import TrainerConfig, train
 
 CROP = 64
-TRAINING, CLIPS, HELD_OUT = 0, 1, 7_919
-"""Seeds of the worlds for training, of clips for training, and of the first seed's tests."""
+HELD_OUT, CLIPS = 7_919, 5_003
+"""Added to a seed: worlds of its tests, and of clips, are never those of its training."""
 
 
 @dataclass(kw_only=True)
@@ -26,7 +26,7 @@ class SmallBudget:
     """What the small models are trained on, and for how long.
 
     Args:
-        scenes: the same for every seed, which varies initial weights, order, noise and the scenes of the tests.
+        scenes: of each seed; the bundled image models take those of seed 0.
         draws: cameras of each scene or clip.
         vae: steps of the image autoencoder.
         transformer: steps of each image transformer of the study.
@@ -39,12 +39,12 @@ class SmallBudget:
 
     scenes: int = 600
     draws: int = 4
-    vae: int = 800
-    transformer: int = 600
-    image: int = 1800
-    clips: int = 40
-    video_vae: int = 250
-    video: int = 400
+    vae: int = 1200
+    transformer: int = 1000
+    image: int = 4000
+    clips: int = 100
+    video_vae: int = 600
+    video: int = 1500
     batch_size: int = 16
 
 

@@ -6,6 +6,7 @@ way of giving the input. Nothing is tuned in between.
 
 import json
 import math
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from visiongraft.methods.panorama import placement, seam_origin, small
 from visiongraft.methods.panorama.camera import SearchConfig, estimate_cameras
 from visiongraft.methods.panorama.circular import reconstruct
 from visiongraft.methods.panorama.released import load, save_graft
-from visiongraft.methods.panorama.small_training import CLIPS, HELD_OUT, TRAINING, encode_samples, train_transformer, train_vae, worlds
+from visiongraft.methods.panorama.small_training import CLIPS, HELD_OUT, encode_samples, train_transformer, train_vae, worlds
 from visiongraft.methods.panorama.study_figures import PLACEMENT_PICTURES, SEAM_PICTURES, enlarged, outlined, picture_grid
 from visiongraft.methods.panorama.study_report import StudyConfig, study_report
 from visiongraft.methods.panorama.world_samples import WorldSamples
@@ -37,12 +38,15 @@ _SHOWN = 4
 def run_study(config: StudyConfig) -> Report:
     """Trains and measures every seed, writes report.json, report.md and figures to ``config.output``, and returns the report.
 
-    With ``bundle`` the small models of the package are trained too, into ``config.output / "weights"``.
+    With ``bundle`` the small models of the package are trained too, into ``config.output / "weights"``. Processes may share the
+    work, each with seeds of its own, on one output; a last call with all seeds then only reports.
     """
     settings = json.loads(json.dumps({k: v for k, v in asdict(config).items() if k not in ("output", "seeds", "bundle")}, default=str))
     study = Study(name="panorama", output=config.output, settings=settings)
     results = [{"seams": seams(study, config, seed), "placement": placements(study, config, seed)} for seed in config.seeds]
     bundled = bundle(study, config) if config.bundle else None
+    for picture in (SEAM_PICTURES, PLACEMENT_PICTURES):
+        shutil.copyfile(config.output / f"seed-{config.seeds[0]}" / picture, config.output / picture)
     report = study_report(config, results, bundled, settings, study.seconds)
     report.write(config.output)
     return report
@@ -61,12 +65,11 @@ def seams(study: Study, config: StudyConfig, seed: int) -> dict[str, Any]:
 
         def work(name: str = name) -> dict[str, Any]:
             nonlocal vae
-            samples = worlds(budget.scenes, TRAINING, cache, budget.draws)
+            samples = worlds(budget.scenes, seed, cache, budget.draws)
             tests = worlds(config.test_scenes, HELD_OUT + seed, cache)
             vae = vae or train_vae(samples, seed, budget.vae, folder / "autoencoder")
             if name == "autoencoder":
-                if seed == config.seeds[0]:
-                    _seam_pictures(vae, tests, config.output / SEAM_PICTURES)
+                _seam_pictures(vae, tests, folder / SEAM_PICTURES)
                 return _autoencoder(vae, tests)
             return _generator(vae, samples, tests, name.removeprefix("generator "), seed, config, folder)
 
@@ -143,8 +146,7 @@ def _placement(name: str, seed: int, config: StudyConfig) -> dict[str, Any]:
         return placement.generate(transformer, variant, truth.image, truth.camera, generator, config.sampling_steps), truth
 
     panoramas, truth = made(placement.ALL_CAMERAS)
-    if seed == config.seeds[0]:
-        _keep_pictures(name, panoramas[:_SHOWN], truth, config)
+    _keep_pictures(name, panoramas[:_SHOWN], seed, config)
     everywhere = torch.ones(len(panoramas), 1, *panoramas.shape[-2:], dtype=torch.bool)
     result: dict[str, Any] = {"whole": masked_psnr(panoramas, truth.panorama, everywhere).tolist()}
     if not variant.canonical:  # its panoramas are turned: the input lies at their centre
@@ -158,22 +160,22 @@ def _placement(name: str, seed: int, config: StudyConfig) -> dict[str, Any]:
     return result
 
 
-def _keep_pictures(name: str, panoramas: Tensor, truth: placement.Pairs, config: StudyConfig) -> None:
+def _keep_pictures(name: str, panoramas: Tensor, seed: int, config: StudyConfig) -> None:
     """Keeps a variant's panoramas; the last variant draws the picture of all."""
-    folder = config.output / "pictures"
-    save_file({"panoramas": panoramas.contiguous()}, ensure_writable_folder(folder) / f"{list(placement.VARIANTS).index(name)}.safetensors")
-    files = [folder / f"{i}.safetensors" for i in range(len(placement.VARIANTS))]
+    folder, names = ensure_writable_folder(config.output / f"seed-{seed}" / "pictures"), list(placement.VARIANTS)
+    save_file({"panoramas": panoramas.contiguous()}, folder / f"{names.index(name)}.safetensors")
+    files = [folder / f"{i}.safetensors" for i in range(len(names))]
     if not all(file.is_file() for file in files):
         return
     upright = {name: load_file(file)["panoramas"] for (name, v), file in zip(placement.VARIANTS.items(), files, strict=True) if v.canonical}
-    shown = _test_pairs(config.seeds[0], config, placement.ALL_CAMERAS)
+    shown = _test_pairs(seed, config, placement.ALL_CAMERAS)
     mask = placement.warped(shown.image, shown.camera)[1]
     rows = [
         [enlarged(shown.image[i], 8), outlined(shown.panorama[i], mask[i]), *(outlined(made[i], mask[i]) for made in upright.values())]
         for i in range(_SHOWN)
     ]
     titles = ["input", "true panorama", *upright]
-    picture_grid(rows, titles, [""] * _SHOWN, config.output / PLACEMENT_PICTURES)
+    picture_grid(rows, titles, [""] * _SHOWN, folder.parent / PLACEMENT_PICTURES)
 
 
 def _found_cameras(panoramas: Tensor, truth: placement.Pairs) -> dict[str, Any]:
@@ -208,7 +210,7 @@ def bundle(study: Study, config: StudyConfig) -> dict[str, Any]:
 
 def _bundle_image(config: StudyConfig) -> dict[str, Any]:
     folder, cache, budget = config.output / "seed-0", config.output / "worlds", config.budget
-    samples = worlds(budget.scenes, TRAINING, cache, budget.draws)
+    samples = worlds(budget.scenes, 0, cache, budget.draws)
     vae = train_vae(samples, 0, budget.vae, folder / "autoencoder")
     pipeline = small.image_pipeline(vae, small.small_transformer(0), samples.captions)
     encoded = encode_samples(pipeline, samples, folder)

@@ -72,7 +72,7 @@ class StudyConfig:
     bundle: bool = True
     quick: bool = False
     budget: SmallBudget = field(default_factory=SmallBudget)
-    placement_steps: int = 800
+    placement_steps: int = 900
     test_scenes: int = 96
     test_clips: int = 24
     test_worlds: int = 96
