@@ -7,12 +7,11 @@ from itertools import pairwise
 import pytest
 import torch
 from accelerate import cpu_offload
-from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
+from diffusers import FlowMatchEulerDiscreteScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig
-from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+from tiny_video import tiny_video_parts
 
 from visiongraft.geometry.cameras import rotation_from_angles
 from visiongraft.geometry.panoramas import perspective_from_panorama
@@ -38,36 +37,7 @@ QUICK = {"num_inference_steps": 1, "guidance_scale": 1.0, "max_sequence_length":
 
 @pytest.fixture(scope="module")
 def pipeline() -> PanoramaVideoPipeline:
-    tokenizer = Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2}, unk_token="<unk>"))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        made = PanoramaVideoPipeline(
-            tokenizer=PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"),
-            text_encoder=UMT5EncoderModel(UMT5Config(vocab_size=3, d_model=16, d_kv=8, d_ff=16, num_heads=2, num_layers=1)).eval(),
-            vae=AutoencoderKLWan(
-                base_dim=4,
-                z_dim=4,
-                dim_mult=[1, 1, 1],
-                num_res_blocks=1,
-                temperal_downsample=[True, True],
-                latents_mean=[0.0] * 4,
-                latents_std=[1.0] * 4,
-                scale_factor_spatial=4,
-                scale_factor_temporal=4,
-            ).eval(),
-            scheduler=FlowMatchEulerDiscreteScheduler(),
-            transformer=WanTransformer3DModel(
-                num_attention_heads=2,
-                attention_head_dim=12,
-                in_channels=4,
-                out_channels=4,
-                text_dim=16,
-                freq_dim=16,
-                ffn_dim=32,
-                num_layers=1,
-            ).eval(),
-            graft=GRAFT,
-        )
+    made = PanoramaVideoPipeline(**tiny_video_parts(1), scheduler=FlowMatchEulerDiscreteScheduler(), graft=GRAFT)
     made.set_progress_bar_config(disable=True)
     return made
 

@@ -7,17 +7,14 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from diffusers import (
-    AutoencoderKLWan,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     UniPCMultistepScheduler,
     WanPipeline,
-    WanTransformer3DModel,
 )
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+from tiny_video import tiny_video_parts
 
 from visiongraft.methods.panorama.circular import decode_latents, encode_latents
 from visiongraft.methods.panorama.clips import fit_clips, to_clips
@@ -30,37 +27,8 @@ GRAFT = GraftConfig.video(base="tiny", height=HEIGHT, condition_size=SIZE, num_f
 
 
 def make_components() -> dict:
-    words = {word: index for index, word in enumerate(["<pad>", "</s>", "<unk>", "A", "360°", "video", "of", "a", "street"])}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return {
-            "tokenizer": PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"),
-            "text_encoder": UMT5EncoderModel(UMT5Config(vocab_size=9, d_model=16, d_kv=8, d_ff=16, num_heads=2, num_layers=1)).eval(),
-            "vae": AutoencoderKLWan(
-                base_dim=4,
-                z_dim=4,
-                dim_mult=[1, 1, 1],
-                num_res_blocks=1,
-                temperal_downsample=[True, True],
-                latents_mean=[0.1, -0.1, 0.0, 0.2],
-                latents_std=[0.5, 1.0, 2.0, 1.5],
-                scale_factor_spatial=4,
-                scale_factor_temporal=4,
-            ).eval(),
-            "scheduler": UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
-            "transformer": WanTransformer3DModel(
-                num_attention_heads=2,
-                attention_head_dim=12,
-                in_channels=4,
-                out_channels=4,
-                text_dim=16,
-                freq_dim=16,
-                ffn_dim=32,
-                num_layers=2,
-            ).eval(),
-        }
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    return tiny_video_parts(2, latents_mean=(0.1, -0.1, 0.0, 0.2), latents_std=(0.5, 1.0, 2.0, 1.5)) | {"scheduler": scheduler}
 
 
 def make_pipeline(**changes) -> PanoramaVideoPipeline:

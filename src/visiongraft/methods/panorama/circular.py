@@ -149,7 +149,7 @@ def decode_latents(
         Pixels, nominally in [-1, 1]; not clipped.
 
     Raises:
-        ValueError: latents unless W = 2H, a wrong layout, float16 for a VAE that needs more.
+        ValueError: latents unless W = 2H, a wrong layout, float16 for a VAE that needs more, NaN from the decoder.
 
     Source: arXiv 2601.16192, circular latent decoding.
     """
@@ -171,6 +171,11 @@ def decode_latents(
     expected = (height + 2 * rows, width + 2 * columns)
     if tuple(decoded.shape[-2:]) != expected:
         raise ValueError(size_mismatch(vae, stride, "pixels", tuple(decoded.shape[-2:]), expected))
+    if not torch.isfinite(decoded).all():
+        raise ValueError(
+            f"The decoded panorama has NaN or infinite pixels with a {vae.dtype} VAE; use bfloat16 or float32 "
+            "(vae.to(torch.float32)), and check the weights."
+        )
     return cut(decoded, columns, rows, crossfade=is_tiled(vae)).to(vae.dtype)
 
 

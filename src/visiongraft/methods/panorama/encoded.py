@@ -17,6 +17,7 @@ from visiongraft.methods.panorama.cache import Key, TensorCache, file_digest, mo
 from visiongraft.methods.panorama.circular import encode_latents, roll_latents
 from visiongraft.methods.panorama.config import GraftConfig
 from visiongraft.methods.panorama.data import PanoramaFolder
+from visiongraft.methods.panorama.grafted import MAX_WORDS
 from visiongraft.methods.panorama.latents import encodes_videos, spatial_stride
 
 Embeddings = dict[str, Tensor]
@@ -117,7 +118,7 @@ class PairEncoder:
 
     def _max_words(self) -> int:
         """Tokens of a caption: 512, or what a smaller tokenizer takes."""
-        return min(512, self._tokenizer().model_max_length)
+        return min(MAX_WORDS, self._tokenizer().model_max_length)
 
     def _tokenizer(self) -> Any:
         return self.pipeline.tokenizer if self.config.mode == "video" else self.pipeline.tokenizer_2

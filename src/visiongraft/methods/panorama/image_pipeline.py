@@ -28,15 +28,14 @@ from visiongraft.media.images import Alpha, center_square, resize, to_image_tens
 from visiongraft.methods.panorama.circular import check_panorama_size, decode_latents, encode_latents
 from visiongraft.methods.panorama.clips import Fit, kept_size, warn_of_kept_size
 from visiongraft.methods.panorama.config import GraftConfig, with_prefix
+from visiongraft.methods.panorama.grafted import MAX_WORDS, Grafted
 from visiongraft.methods.panorama.latents import spatial_stride
 from visiongraft.methods.panorama.sequence_flux import flux_velocity, patch_size
 
 Picture = Image.Image | np.ndarray | Tensor
-MAX_WORDS = 512
-"""Tokens of T5 that FLUX was trained with."""
 
 
-class PanoramaImagePipeline(FluxPipeline):
+class PanoramaImagePipeline(FluxPipeline, Grafted):
     """Lifts photographs to panoramas. Components are FLUX's (or FLUX.1-Kontext's): ``PanoramaImagePipeline(**flux.components)`` works.
 
     The panorama is upright, and the photograph lies at its horizontal centre, whatever its field of view, pitch and roll.
@@ -50,6 +49,7 @@ class PanoramaImagePipeline(FluxPipeline):
     Source: arXiv 2601.16192, the image model.
     """
 
+    graft_mode = "image"
     _callback_tensor_inputs = ["latents", "prompt_embeds"]
 
     def __init__(
@@ -68,18 +68,6 @@ class PanoramaImagePipeline(FluxPipeline):
         parts: list[Any] = [text_encoder, tokenizer, text_encoder_2, tokenizer_2, transformer, image_encoder, feature_extractor]
         super().__init__(scheduler, vae, *parts)
         self.graft = GraftConfig.image() if graft is None else graft
-
-    @property
-    def graft(self) -> GraftConfig:
-        """The graft's configuration, kept in the pipeline's own (``model_index.json``)."""
-        return GraftConfig.from_dict(self.config.graft)
-
-    @graft.setter
-    def graft(self, graft: GraftConfig | dict[str, Any]) -> None:
-        config = graft if isinstance(graft, GraftConfig) else GraftConfig.from_dict(graft)
-        if config.mode != "image":
-            raise ValueError(f"PanoramaImagePipeline needs a graft of mode 'image'; got {config.mode!r}. Use PanoramaVideoPipeline.")
-        self.register_to_config(graft=config.to_dict())
 
     @torch.no_grad()
     def __call__(
@@ -217,14 +205,9 @@ class PanoramaImagePipeline(FluxPipeline):
         """Panoramas of normalised latents, decoded around the circle; also for previews in a callback.
 
         Raises:
-            ValueError: the decoder gave NaN.
+            ValueError: see :func:`visiongraft.methods.panorama.circular.decode_latents`.
         """
         pixels = decode_latents(self.vae, latents.to(self._execution_device), padding=self.graft.padding)
-        if not torch.isfinite(pixels).all():
-            raise ValueError(
-                f"The decoded panorama has NaN or infinite pixels with a {self.vae.dtype} VAE; use bfloat16 or float32 "
-                "(pipeline.vae.to(torch.float32)), and check the weights."
-            )
         return self.image_processor.postprocess(pixels, output_type=output_type)
 
     def _stride_and_patch(self) -> tuple[int, int]:

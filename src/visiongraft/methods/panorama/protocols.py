@@ -1,6 +1,6 @@
 """How panoramas are evaluated: published protocols as named presets, for :mod:`visiongraft.methods.panorama.evaluation`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from visiongraft.geometry.cameras import check_hfov_deg
@@ -70,26 +70,24 @@ _SEAM = ("discontinuity", "seam_ratio")
 _IMAGE = ("frechet", "kernel", "omni_frechet", "faed", "clip_score", *_SEAM)
 _VIDEO = ("masked_psnr", "masked_lpips", "fvd", "vbench", *_SEAM)
 
+_LAVAL = EvaluationProtocol(
+    name="laval",
+    media="image",
+    source="360Anything, Laval Indoor: 8 views at random azimuth as in CubeDiff; seed and view size are our choice",
+    metrics=_IMAGE,
+    input_hfov_deg=(90.0, 90.0),
+    input_pitch_deg=(0.0, 0.0),
+    input_roll_deg=(0.0, 0.0),
+)
+
 PROTOCOLS: dict[str, EvaluationProtocol] = {
     p.name: p
     for p in (
-        EvaluationProtocol(
-            name="laval",
-            media="image",
-            source="360Anything, Laval Indoor: 8 views at random azimuth as in CubeDiff; seed and view size are our choice",
-            metrics=_IMAGE,
-            input_hfov_deg=(90.0, 90.0),
-            input_pitch_deg=(0.0, 0.0),
-            input_roll_deg=(0.0, 0.0),
-        ),
-        EvaluationProtocol(
+        _LAVAL,
+        replace(
+            _LAVAL,
             name="sun360",
-            media="image",
             source="360Anything, SUN360: 8 views at random azimuth as in CubeDiff; seed and view size are our choice",
-            metrics=_IMAGE,
-            input_hfov_deg=(90.0, 90.0),
-            input_pitch_deg=(0.0, 0.0),
-            input_roll_deg=(0.0, 0.0),
         ),
         EvaluationProtocol(
             name="argus-real",

@@ -23,14 +23,12 @@ from visiongraft.media.images import Alpha
 from visiongraft.methods.panorama.circular import check_panorama_size, decode_latents, encode_latents
 from visiongraft.methods.panorama.clips import Fit, fit_clips, to_clips
 from visiongraft.methods.panorama.config import GraftConfig, with_prefix
+from visiongraft.methods.panorama.grafted import MAX_WORDS, Grafted
 from visiongraft.methods.panorama.latents import check_frames
 from visiongraft.methods.panorama.sequence_wan import TRAIN_TIMESTEPS, wan_velocity
 
-MAX_WORDS = 512
-"""Tokens of text that Wan was trained with."""
 
-
-class PanoramaVideoPipeline(WanPipeline):
+class PanoramaVideoPipeline(WanPipeline, Grafted):
     """Lifts perspective clips of unknown cameras to upright panorama videos whose middle is the first frame's direction.
 
     Loads from any Wan2.1 text-to-video folder; offloading, LoRA, ``torch_dtype``, callbacks and the progress bar are the base's.
@@ -50,6 +48,8 @@ class PanoramaVideoPipeline(WanPipeline):
     Source: arXiv 2601.16192, the video model.
     """
 
+    graft_mode = "video"
+
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
@@ -68,18 +68,6 @@ class PanoramaVideoPipeline(WanPipeline):
             )
         super().__init__(tokenizer, text_encoder, vae, scheduler, transformer)  # pyright: ignore[reportArgumentType]
         self.graft = GraftConfig.video() if graft is None else graft
-
-    @property
-    def graft(self) -> GraftConfig:
-        """What the weights were trained for; kept in the pipeline's ``model_index.json``."""
-        return GraftConfig.from_dict(self.config.graft)
-
-    @graft.setter
-    def graft(self, graft: GraftConfig | dict[str, Any]) -> None:
-        config = graft if isinstance(graft, GraftConfig) else GraftConfig.from_dict(graft)
-        if config.mode != "video":
-            raise ValueError(f"PanoramaVideoPipeline needs a graft of mode 'video'; got {config.mode!r}. Use PanoramaImagePipeline.")
-        self.register_to_config(graft=config.to_dict())
 
     @property
     def do_classifier_free_guidance(self) -> bool:
@@ -268,14 +256,9 @@ class PanoramaVideoPipeline(WanPipeline):
         """Panorama clips of normalised latents, decoded around the circle; also for previews in a callback.
 
         Raises:
-            ValueError: the decoder gave NaN.
+            ValueError: see :func:`visiongraft.methods.panorama.circular.decode_latents`.
         """
         pixels = decode_latents(self.vae, latents.to(get_module_execution_device(self.vae)), padding=self.graft.padding)
-        if not torch.isfinite(pixels).all():
-            raise ValueError(
-                f"The decoded panorama has NaN or infinite pixels with a {self.vae.dtype} VAE; use bfloat16 or float32 "
-                "(pipeline.vae.to(torch.float32)), and check the weights."
-            )
         return self.video_processor.postprocess_video(pixels.float(), output_type=output_type)
 
     def _encode(self, clips: Tensor, *, circular: bool) -> Tensor:
