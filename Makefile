@@ -42,11 +42,11 @@ benchmark: .venv/core
 	touch $@
 
 .venv/core: .venv/torch pyproject.toml
-	$(PIP) install --quiet -c constraints.txt -e .
+	$(PIP) install --quiet -c constraints.txt -e '.[robots]'
 	touch $@
 
 .venv/dev: .venv/core
-	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	$(PIP) install --quiet -c constraints.txt -e '.[dev,robots,serve]'
 	touch $@
 
 .venv/docs: .venv/core
