@@ -11,7 +11,8 @@ Observation = dict[str, Any]
 """What a policy sees at one time. NumPy arrays by name; absent keys were not asked for:
 
 - ``instruction``: text.
-- ``proprioception``: (10,) float32: position (metres, base frame), 6D rotation (first two rows), last gripper command (-1 open, +1 closed; -1 at first).
+- ``proprioception``: (10,) float32: position (metres, base frame), 6D rotation (first two rows), last gripper command (-1 open, +1
+  closed; -1 at first).
 - ``gripper_pose``: (4, 4) float64, base frame; z is the approach direction, y the finger axis.
 - ``object_poses``: name -> (4, 4) float64, base frame (simulators only).
 - ``images``: camera -> (height, width, 3) uint8, first row on top.

@@ -72,7 +72,7 @@ def rotation_from_6d(rows: Shaped[np.ndarray, "*batch 6"]) -> Float[np.ndarray, 
     second = second / np.where(length > 1e-8, length, np.nan)
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
         raise ValueError(
-            "A 6D rotation has rows that are zero, parallel or not finite; a policy that predicts them is untrained or broken."
+            "A 6D rotation has rows that are zero, parallel or not finite; the policy that made it is untrained or broken."
         )
     return np.stack([first, second, np.cross(first, second)], axis=-2)
 
