@@ -1,0 +1,128 @@
+"""Objects on a table from depth alone: take the table away, and what is left falls into pieces. Knows nothing of a simulator."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy import ndimage
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from visiongraft.geometry.point_sets import fit_plane
+from visiongraft.methods.point_bridge.frames import Frame, Mask, Point, pixel_of
+from visiongraft.methods.point_bridge.lifting import base_points
+from visiongraft.robots.poses import invert_pose, transform_points
+
+_NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))  # half of the eight; the rest is their mirror image
+
+
+@dataclass(frozen=True, kw_only=True)
+class GripperZone:
+    """A box in the gripper frame in which nothing is an object: without it, a grasped object and the hand are one piece.
+
+    Args:
+        lower, upper: corners in metres; z is the approach direction and y the finger axis. The default ends 2 cm behind the point
+            between the fingertips and is as wide as a Franka hand. The width between the fingers is not observed, so the fingertips
+            themselves stay: a grasped object has some of their points.
+    """
+
+    lower: tuple[float, float, float] = (-0.04, -0.11, -0.5)
+    upper: tuple[float, float, float] = (0.04, 0.11, -0.02)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlaneRemoval:
+    """Segments what stands on a table.
+
+    Args:
+        height: metres above the plane from which a pixel belongs to an object.
+        depth_jump: metres between neighbouring pixels that separate two objects.
+        min_area: pixels below which a piece is not an object.
+        max_height: metres above the plane up to which there are objects.
+        gripper: where the robot's hand is; ``None`` where frames have no ``gripper_pose``, or to keep it.
+
+    Source: Point Bridge brief, section 3 (offline fallbacks).
+    """
+
+    height: float = 0.008
+    depth_jump: float = 0.02
+    min_area: int = 12
+    max_height: float = 0.5
+    gripper: GripperZone | None = GripperZone()
+
+    def __call__(self, frame: Frame, point: Point) -> Mask:
+        """Mask of the piece at a pixel; at the nearest one within 3 pixels where the pixel itself is table or has no depth.
+
+        Raises:
+            ValueError: a frame without depth, a point outside the image, or no plane.
+        """
+        labels = self.label(frame)
+        row, column = pixel_of(point, labels.shape)
+        label = labels[row, column] or _nearest_label(labels, row, column, 3)
+        return (labels == label) & (label > 0)
+
+    def label(self, frame: Frame) -> Int[np.ndarray, "height width"]:
+        """Pieces that stand on the table, numbered from 1; 0 elsewhere.
+
+        Raises:
+            ValueError: a frame without depth, or no plane in it.
+        """
+        points, heights = table_heights(frame)
+        standing = (heights > self.height) & (heights < self.max_height)
+        if self.gripper is not None and frame.gripper_pose is not None:
+            standing &= ~_in_zone(points, frame.gripper_pose, self.gripper)
+        depth = np.where(standing, frame.depth, np.nan)
+        labels = connected_pieces(standing, depth, self.depth_jump)
+        large = np.bincount(labels.ravel()) >= self.min_area
+        large[0] = False
+        return np.where(large[labels], labels, 0)
+
+
+def table_heights(frame: Frame) -> tuple[Float[np.ndarray, "height width 3"], Float[np.ndarray, "height width"]]:
+    """Points in the base frame, and their height over the plane that most of them lie on; NaN where there is no depth.
+
+    Raises:
+        ValueError: a frame without depth or without a plane.
+    """
+    if frame.depth is None:
+        raise ValueError("Plane removal needs depth, and this camera has none; give a depth source, or another segmenter.")
+    points = base_points(frame.depth, frame.camera)
+    flat = points[np.isfinite(points).all(-1)]
+    if len(flat) < 100:
+        raise ValueError(f"Only {len(flat)} of {points[..., 0].size} pixels have depth, too few for a table plane; check the depth map.")
+    normal, offset, _ = fit_plane(torch.from_numpy(flat), 0.008)
+    return points, points @ normal.numpy() - float(offset)
+
+
+def connected_pieces(
+    mask: Bool[np.ndarray, "height width"], depth: Float[np.ndarray, "height width"], jump: float
+) -> Int[np.ndarray, "height width"]:
+    """8-connected pieces of a mask, also cut where neighbouring depths differ by ``jump`` metres or more; numbered from 1."""
+    index = np.full(mask.shape, -1)
+    index[mask] = np.arange(mask.sum())
+    starts, ends = [], []
+    for down, right in _NEIGHBOURS:
+        here = (slice(None, mask.shape[0] - down), slice(max(-right, 0), mask.shape[1] - max(right, 0)))
+        there = (slice(down, None), slice(max(right, 0), mask.shape[1] - max(-right, 0)))
+        joined = mask[here] & mask[there] & (np.abs(depth[here] - depth[there]) < jump)
+        starts.append(index[here][joined])
+        ends.append(index[there][joined])
+    start, end = np.concatenate(starts), np.concatenate(ends)
+    count = int(mask.sum())
+    _, labels = connected_components(coo_array((np.ones(len(start), bool), (start, end)), shape=(count, count)), directed=False)
+    pieces = np.zeros(mask.shape, np.int64)
+    pieces[mask] = labels + 1
+    return pieces
+
+
+def _in_zone(points: Float[np.ndarray, "height width 3"], gripper_pose: Float[np.ndarray, "4 4"], zone: GripperZone) -> Mask:
+    local = transform_points(invert_pose(gripper_pose), points.reshape(-1, 3)).reshape(points.shape)
+    return ((local > zone.lower) & (local < zone.upper)).all(-1)
+
+
+def _nearest_label(labels: Int[np.ndarray, "height width"], row: int, column: int, reach: int) -> int:
+    distance, (rows, columns) = ndimage.distance_transform_edt(labels == 0, return_indices=True)
+    if not labels.any() or distance[row, column] > reach:
+        return 0
+    return int(labels[rows[row, column], columns[row, column]])

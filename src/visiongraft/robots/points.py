@@ -1,0 +1,231 @@
+"""The few points that stand for a scene: key points of the gripper, and points on objects taken from the simulator."""
+
+import hashlib
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import mujoco
+import numpy as np
+import torch
+from jaxtyping import Float, Shaped
+
+from visiongraft.geometry.lifting import lift_pixels, pixel_centers, project_points
+from visiongraft.geometry.point_sets import farthest_points
+from visiongraft.robots.body_surfaces import VISUAL_GROUPS, sample_body
+from visiongraft.robots.cameras import Camera
+from visiongraft.robots.environment import RobotEnvironment
+from visiongraft.robots.observers import camera_depth
+from visiongraft.robots.policy import Observation
+from visiongraft.robots.poses import invert_pose, make_pose, transform_points
+
+_PANDA = (
+    (0.0, 0.04, 0.0),
+    (0.0, -0.04, 0.0),
+    (0.0, 0.0, -0.08),
+    (0.0, 0.05, -0.08),
+    (0.0, -0.05, -0.08),
+    (0.0, 0.0, -0.04),
+    (0.0, 0.05, -0.04),
+    (0.0, -0.05, -0.04),
+)
+_PANDA_CLOSED = ((0, (0.0, 0.015, 0.0)), (1, (0.0, -0.015, 0.0)))
+
+
+@dataclass(frozen=True)
+class GripperKeyPoints:
+    """Key points of a gripper in its own frame (z approach, y finger axis), metres. The default is the hand of Panda and FR3.
+
+    Args:
+        opened: one point a row.
+        closed: index and place of the points that move when the gripper command is above 0.
+
+    Raises:
+        ValueError: rows that are not three finite numbers, or a closed point that is none of them.
+
+    Source: Point Bridge brief, 2.6.
+    """
+
+    opened: tuple[tuple[float, ...], ...] = _PANDA
+    closed: tuple[tuple[int, tuple[float, ...]], ...] = _PANDA_CLOSED
+
+    def __post_init__(self) -> None:
+        rows = [*self.opened, *(point for _, point in self.closed)]
+        if not self.opened or any(len(row) != 3 or not np.isfinite(row).all() for row in rows):
+            raise ValueError("Key points of a gripper are rows of three finite numbers (x, y, z) in metres.")
+        wrong = [index for index, _ in self.closed if not 0 <= index < len(self.opened)]
+        if wrong:
+            raise ValueError(f"Closed key points {wrong} are none of the {len(self.opened)} key points, which count from 0.")
+
+    def table(self) -> Float[np.ndarray, "2 points 3"]:
+        """All points, first of the open and then of the closed gripper."""
+        table = np.array([self.opened, self.opened], np.float64)
+        for index, point in self.closed:
+            table[1, index] = point
+        return table
+
+
+def robot_key_points(
+    gripper_pose: Shaped[np.ndarray, "*batch 4 4"],
+    gripper: float | Shaped[np.ndarray, "*batch"],
+    key_points: GripperKeyPoints = GripperKeyPoints(),
+) -> Float[np.ndarray, "*batch points 3"]:
+    """Key points of the gripper in the base frame, float32.
+
+    Args:
+        gripper_pose: ``gripper_to_base``.
+        gripper: last command, -1 open to +1 closed; the fingers count as closed above 0.
+        key_points: of the gripper.
+
+    Source: Point Bridge brief, 2.6.
+    """
+    points = key_points.table()[(np.asarray(gripper) > 0).astype(np.int64)]
+    return transform_points(np.asarray(gripper_pose, np.float64), points).astype(np.float32)
+
+
+def align_to_depth(
+    points: Float[np.ndarray, "*batch 3"], depth: Float[np.ndarray, "height width"], camera: Camera
+) -> Float[np.ndarray, "*batch 3"]:
+    """Points moved to the surface that a camera sees at their pixels ("camdepth").
+
+    Every point is projected, and the centre of its pixel is lifted with the depth there: points on the far side, or behind the
+    gripper, snap to what is visible, as points from real images are. Points outside the image, and at pixels without finite positive
+    depth, stay.
+
+    Args:
+        points: base frame, metres.
+        depth: metres along the optical axis.
+        camera: of the depth image.
+
+    Source: Point Bridge brief, 2.3 (camera alignment).
+    """
+    flat = torch.from_numpy(points.reshape(-1, 3).astype(np.float64))
+    intrinsics = torch.from_numpy(camera.intrinsics)
+    pixels = project_points(flat, intrinsics, torch.from_numpy(camera.base_to_camera))[0].nan_to_num(nan=-1.0)
+    height, width = depth.shape
+    inside = ((pixels >= 0) & (pixels < torch.tensor([width, height]))).all(-1)
+    columns, rows = torch.where(inside[:, None], pixels, 0.0).long().unbind(-1)
+    seen = torch.from_numpy(np.asarray(depth, np.float64))[rows, columns]
+    moved = inside & seen.isfinite() & (seen > 0)
+    lifted = lift_pixels(pixel_centers(columns, rows, torch.float64), seen, intrinsics, torch.from_numpy(camera.camera_to_base))
+    return torch.where(moved[:, None], lifted, flat).numpy().reshape(points.shape).astype(points.dtype)
+
+
+def add_point_noise(points: Float[np.ndarray, "*shape"], rng: np.random.Generator, sigma: float = 0.01) -> Float[np.ndarray, "*shape"]:
+    """A copy of points with independent normal noise on every coordinate; for object points of simulated data, not for the robot's.
+
+    Args:
+        points: metres, before any normalisation.
+        rng: draws the noise.
+        sigma: metres.
+
+    Raises:
+        ValueError: negative sigma.
+
+    Source: Point Bridge brief, 2.3 and 5 (1 cm).
+    """
+    if sigma < 0:
+        raise ValueError(f"sigma of point noise is a distance in metres and not negative; got {sigma:g}.")
+    return (points + sigma * rng.standard_normal(points.shape)).astype(points.dtype)
+
+
+class SimulatorPoints:
+    """Observer that adds ``robot_points`` and ``object_points`` from the simulator's state, the true ones.
+
+    Points are drawn on the objects' surfaces when an episode begins, and move with their bodies from then on. The same seed and
+    the same start of an episode give the same points, whatever the observer did before.
+
+    Args:
+        environment: whose state is read, so observations must be of its present moment.
+        per_object: points of every object.
+        seed: draws the points.
+        align_camera: the camera to whose depth image points are aligned, see :func:`align_to_depth`; as training data of Point
+            Bridge are. Depth in the observation is used where it is there, and rendered otherwise.
+        candidates: points that are drawn by area on an object, of which ``per_object`` are chosen far from each other. An object's
+            bodies share both numbers evenly; the last one takes the remainder.
+        skip_groups: geoms that are not sampled, see :func:`visiongraft.robots.body_surfaces.body_surfaces`.
+        key_points: of the gripper.
+
+    Raises:
+        ValueError: no such camera, or fewer candidates than points.
+
+    Source: Point Bridge brief, 2.3.
+    """
+
+    def __init__(
+        self,
+        environment: RobotEnvironment,
+        per_object: int = 128,
+        seed: int = 0,
+        align_camera: str | None = None,
+        *,
+        candidates: int = 1000,
+        skip_groups: Collection[int] = VISUAL_GROUPS,
+        key_points: GripperKeyPoints = GripperKeyPoints(),
+    ) -> None:
+        if not 1 <= per_object <= candidates:
+            raise ValueError(f"per_object must be from 1 to the number of candidates ({candidates}); got {per_object}.")
+        if align_camera is not None and align_camera not in environment.camera_names():
+            raise ValueError(f"The environment has no camera {align_camera!r}; it has {', '.join(environment.camera_names()) or 'none'}.")
+        self.environment, self.per_object, self.seed, self.align_camera = environment, per_object, seed, align_camera
+        self.candidates, self.skip_groups, self.key_points = candidates, tuple(skip_groups), key_points
+        self._model: mujoco.MjModel | None = None
+
+    def reset(self, observation: Observation) -> None:
+        """Draws the points of an episode.
+
+        Raises:
+            ValueError: a body that is missing or has no surface, or more bodies in an object than points.
+        """
+        self._model = model = self.environment.model
+        generator = torch.Generator().manual_seed(_episode_seed(self.seed, observation))
+        points, owners = [], []
+        for name in self.environment.object_names:
+            bodies = self.environment.object_bodies[name]
+            for body, count, drawn in zip(bodies, self._shares(name, self.per_object), self._shares(name, self.candidates), strict=True):
+                on_body = torch.from_numpy(sample_body(model, body, drawn, generator, self.skip_groups))
+                points.append(on_body[farthest_points(on_body[None], count)[0]].numpy())
+                owners += count * [model.body(body).id]
+        self._bodies, self._owners = np.unique(np.array(owners), return_inverse=True)
+        self._points = np.concatenate(points)
+
+    def _shares(self, name: str, num: int) -> list[int]:
+        """How many points each body of an object has."""
+        bodies = len(self.environment.object_bodies[name])
+        if num < bodies or not bodies:
+            raise ValueError(f"Object {name!r} has {bodies} bodies for {num} points; every body needs at least one point.")
+        return [num // bodies] * (bodies - 1) + [num - num // bodies * (bodies - 1)]
+
+    def __call__(self, observation: Observation) -> Observation:
+        """The observation with ``robot_points`` and ``object_points``.
+
+        Raises:
+            ValueError: ``reset`` was not called for the environment's present model.
+        """
+        if self._model is not self.environment.model:
+            raise ValueError("The environment was reset to another model; call the observer's reset with the first observation too.")
+        data = self.environment.data
+        body_to_world = make_pose(data.xmat[self._bodies].reshape(-1, 3, 3), data.xpos[self._bodies])
+        body_to_base = invert_pose(self.environment.base_to_world()) @ body_to_world
+        points = np.einsum("nij,nj->ni", body_to_base[self._owners, :3, :3], self._points) + body_to_base[self._owners, :3, 3]
+        points = points.reshape(-1, self.per_object, 3)
+        if self.align_camera is not None:
+            points = align_to_depth(points, *self._depth(observation, self.align_camera))
+        return {
+            **observation,
+            "robot_points": robot_key_points(observation["gripper_pose"], self.environment.gripper_command, self.key_points),
+            "object_points": points.astype(np.float32),
+        }
+
+    def _depth(self, observation: Observation, camera: str) -> tuple[Float[np.ndarray, "height width"], Camera]:
+        if camera in observation.get("depth", {}):
+            return camera_depth(observation, camera)
+        size = self.environment.view.size
+        return self.environment.render_view(camera, ("depth",), size)["depth"], self.environment.camera(camera, size)
+
+
+def _episode_seed(seed: int, observation: Observation) -> int:
+    """A seed from the observer's own and where the objects start: no matter which episodes came before, or in which process."""
+    digest = hashlib.blake2b(str(seed).encode(), digest_size=7)
+    for name, pose in observation["object_poses"].items():
+        digest.update(name.encode() + np.round(pose, 6).tobytes())
+    return int.from_bytes(digest.digest(), "little")

@@ -1,0 +1,342 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from visiongraft.methods.point_bridge.baselines import BASELINES, ScenePoints, scene_cloud
+from visiongraft.methods.point_bridge.dataset import PolicyDataset, TaskEpisodes, action_targets, policy_statistics
+from visiongraft.methods.point_bridge.episodes import Episode
+from visiongraft.methods.point_bridge.language import HashedWords
+from visiongraft.methods.point_bridge.model import create_model
+from visiongraft.methods.point_bridge.policy import PointBridgePolicy
+from visiongraft.methods.point_bridge.policy_files import PolicyCard
+from visiongraft.methods.point_bridge.recipe import PointBridgeRecipe
+from visiongraft.methods.point_bridge.released import load
+from visiongraft.robots.cameras import Camera, intrinsics_from_fovy
+from visiongraft.robots.normalisation import MinMax
+from visiongraft.robots.poses import look_at, rotation_6d, rotation_from_6d, rotation_from_vector, transform_points
+from visiongraft.training import TrainerConfig, train
+
+KEY_POINTS = np.array(
+    [[0, 0.04, 0], [0, -0.04, 0], [0, 0, -0.08], [0, 0.05, -0.08], [0, -0.05, -0.08], [0, 0, -0.04], [0, 0.05, -0.04], [0, -0.05, -0.04]]
+)
+
+
+def make_episode(seed=0, steps=5, objects=2, instruction="put it there"):
+    """A gripper on a smooth way, with the key points that belong to its pose."""
+    rng = np.random.default_rng(seed)
+    start, end, turn = rng.uniform(0.2, 0.6, 3), rng.uniform(0.2, 0.6, 3), rng.normal(size=3)
+    along = np.linspace(0, 1, steps)[:, None]
+    rotations = rotation_from_vector(along * turn)
+    positions = start + along * (end - start)
+    gripper = np.where(along > 0.5, 1.0, -1.0)
+    keys = np.broadcast_to(KEY_POINTS, (steps, 8, 3)).copy()
+    keys[gripper[:, 0] > 0, :2, 1] *= 0.015 / 0.04
+    poses = np.zeros((steps, 4, 4))
+    poses[:, :3, :3], poses[:, :3, 3], poses[:, 3, 3] = rotations, positions, 1
+    return Episode(
+        instruction=instruction,
+        proprioception=np.concatenate([positions, rotation_6d(rotations), gripper], axis=1).astype(np.float32),
+        robot_points=transform_points(poses, keys).astype(np.float32),
+        object_points=rng.uniform(0.2, 0.6, (1, objects, 6, 3)).repeat(steps, axis=0).astype(np.float32),
+        scene_points=rng.uniform(0.2, 0.6, (steps, 20, 3)).astype(np.float32),
+        images={"left": rng.integers(255, size=(steps, 32, 32, 3), dtype=np.uint8)},
+    )
+
+
+def observe(episode, step):
+    names = ("proprioception", "robot_points", "object_points", "scene_points")
+    images = {camera: image[step] for camera, image in episode.images.items()}
+    return {"instruction": episode.instruction, "images": images} | {name: getattr(episode, name)[step] for name in names}
+
+
+def make_policy(seed=0, card=None, **options):
+    torch.manual_seed(seed)
+    model = create_model("tiny", **options)
+    tasks = [TaskEpisodes(task="suite/a", episodes=[make_episode(s) for s in range(3)])]
+    card = card or PolicyCard(tasks=("suite/a",), object_counts=(2,), cameras=("left",))
+    return PointBridgePolicy(model, policy_statistics(tasks, model, range_floor=0.1), card)
+
+
+def overfit(folder, steps=150, **options):
+    torch.manual_seed(0)
+    model = create_model("tiny", token_dim=48, hidden_size=48, point_widths=(32, 48), head_feedforward=64, **options)
+    tasks = [TaskEpisodes(task="suite/a", episodes=[make_episode(s) for s in range(2)], point_noise=0.0)]
+    statistics = policy_statistics(tasks, model, range_floor=0.1)
+    data = PolicyDataset(tasks, model, statistics, text_encoder=HashedWords(), cameras=("left",))
+    recipe = PointBridgeRecipe(model, data, data, learning_rate=5e-3, schedule="cosine", warmup_steps=10)
+    config = TrainerConfig(output=folder, steps=steps, batch_size=16, logger="none", progress=False, log_every=1)
+    trained = train(recipe, config)["model"]
+    losses = [json.loads(line)["actions"] for line in (folder / "losses.jsonl").read_text().splitlines()]
+    card = PolicyCard(tasks=("suite/a",), object_counts=(2,), cameras=("left",))
+    return PointBridgePolicy(trained, statistics, card), tasks[0].episodes, losses, recipe
+
+
+def test_a_tiny_set_is_learnt_by_heart_and_acted_out(tmp_path):
+    policy, episodes, losses, recipe = overfit(tmp_path / "run")
+    assert losses[0] > 0.05 and np.mean(losses[-10:]) < 2e-4
+    assert recipe.validate({"model": policy.model})["actions"] < 2e-4
+    for episode in episodes:
+        targets = action_targets(episode, "pose")
+        for step in (0, 2, 4):
+            chunk = policy.act(observe(episode, step))
+            expected = targets[np.minimum(step + np.arange(4), 4)]
+            assert np.abs(chunk - expected)[:, :9].max() < 0.06 and (np.sign(chunk[:, 9]) == expected[:, 9]).all()
+
+
+def test_future_points_are_learnt_and_give_poses_too(tmp_path):
+    policy, episodes, losses, _ = overfit(tmp_path / "run", action_mode="points")
+    assert np.mean(losses[-10:]) < 1e-3
+    for episode in episodes:
+        policy.reset()
+        for step in range(5):
+            chunk = policy.act(observe(episode, step))
+            expected = action_targets(episode, "pose")[min(step, 4)]
+            assert np.abs(chunk[0, :3] - expected[:3]).max() < 0.05
+            between = rotation_from_6d(chunk[0, 3:9]) @ rotation_from_6d(expected[3:9]).T
+            assert np.trace(between) > 1 + 2 * np.cos(0.45)
+
+
+def test_a_killed_training_gives_the_same_weights(tmp_path):
+    whole, *_ = overfit(tmp_path / "whole", steps=6)
+    import visiongraft.training.trainer as trainer
+
+    real, calls = trainer._step, []
+
+    def dies(*arguments):
+        calls.append(1)
+        if len(calls) > 4:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    torch.manual_seed(0)
+
+    def run():
+        torch.manual_seed(0)
+        model = create_model("tiny", token_dim=48, hidden_size=48, point_widths=(32, 48), head_feedforward=64)
+        tasks = [TaskEpisodes(task="suite/a", episodes=[make_episode(s) for s in range(2)], point_noise=0.0)]
+        data = PolicyDataset(tasks, model, policy_statistics(tasks, model, range_floor=0.1), text_encoder=HashedWords())
+        recipe = PointBridgeRecipe(model, data, learning_rate=5e-3, schedule="cosine", warmup_steps=10)
+        config = TrainerConfig(output=tmp_path / "killed", steps=6, batch_size=16, logger="none", progress=False, checkpoint_every=2, log_every=1)
+        return train(recipe, config)["model"]
+
+    trainer._step = dies
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    finally:
+        trainer._step = real
+    again = run()
+    for (name, a), b in zip(whole.model.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_exact_points_give_back_exact_poses():
+    policy, episode = make_policy(action_mode="points"), make_episode(4, steps=6)
+    policy.slots.push(0, policy._seen(observe(episode, 0)))
+    targets = action_targets(episode, "points").astype(np.float64)
+    made = policy._from_points(targets[None], [0])[0]
+    np.testing.assert_allclose(made, action_targets(episode, "pose"), atol=2e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"head": "mixture"}, {"head": "diffusion"}, {"observed": "image"}, {"observed": "scene"}, {"history": 3}])
+def test_a_policy_comes_back_from_its_folder_and_acts_the_same(options, tmp_path):
+    policy, episode = make_policy(**options), make_episode(7)
+    folder = policy.save_pretrained(tmp_path / "policy")
+    assert sorted(path.name for path in folder.iterdir()) == ["model", "policy.json", "statistics.json"]
+    again = load(folder, tasks=["suite/a"])
+    assert again.card == policy.card and again.convention == "absolute"
+    for step in range(4):
+        np.testing.assert_array_equal(again.act(observe(episode, step)), policy.act(observe(episode, step)))
+    assert policy.save_pretrained(folder) == folder  # an earlier policy is replaced
+
+
+def test_saved_in_half_precision_and_moved(tmp_path):
+    policy, episode = make_policy(), make_episode(7)
+    folder = policy.save_pretrained(tmp_path / "policy")
+    half = PointBridgePolicy.from_pretrained(folder, dtype=torch.bfloat16, device="cpu")
+    assert half.model.dtype == torch.bfloat16
+    np.testing.assert_allclose(half.act(observe(episode, 0)), policy.act(observe(episode, 0)), atol=0.05)
+
+
+@pytest.mark.parametrize("options", [{}, {"head": "diffusion"}, {"observed": "image"}, {"tokens": "per_object"}])
+def test_acting_in_a_batch_is_acting_alone(options):
+    policy, alone = make_policy(history=2, **options), make_policy(history=2, **options)
+    episodes = [make_episode(seed) for seed in (3, 4)]
+    for step in range(3):
+        together = policy.act_batch([observe(episode, step) for episode in episodes], [5, 9])
+        for slot, episode, chunk in zip((5, 9), episodes, together, strict=True):
+            np.testing.assert_allclose(alone.act(observe(episode, step), slot), chunk, atol=2e-6)
+
+
+def test_a_slot_remembers_until_it_is_reset():
+    policy, episode = make_policy(history=3), make_episode(3)
+    fresh = policy.act(observe(episode, 2))
+    policy.reset()
+    for step in range(3):
+        after = policy.act(observe(episode, step))
+    assert np.abs(after - fresh).max() > 1e-6
+    policy.reset()
+    np.testing.assert_array_equal(policy.act(observe(episode, 2)), fresh)
+
+
+def test_the_policys_window_is_the_data_sets(tmp_path):
+    policy, episode = make_policy(history=3), make_episode(1)
+    tasks = [TaskEpisodes(task="suite/a", episodes=[episode], point_noise=0.0)]
+    data = PolicyDataset(tasks, policy.model, policy.statistics, text_encoder=HashedWords())
+    for step in range(4):
+        chunk = policy.act(observe(episode, step))
+    item = data.window(episode, 3, 0.0, np.random.default_rng(0))
+    with torch.no_grad():
+        expected = policy.model({name: value[None] for name, value in item.items()})[0, -1]
+    np.testing.assert_allclose(chunk, policy.statistics["actions"].denormalise(expected.double().numpy()), atol=1e-6)
+
+
+def test_tasks_of_other_sizes_are_padded_as_in_training():
+    card = PolicyCard(tasks=("a", "b"), object_counts=(2, 3))
+    for tokens in ("shared", "per_object"):
+        policy = make_policy(card=card, tokens=tokens)
+        two, three = observe(make_episode(3, objects=2), 0), observe(make_episode(3, objects=3), 0)
+        together = policy.act_batch([two, three], [0, 1])
+        np.testing.assert_allclose(policy.act(two, 2), together[0], atol=2e-6)
+
+
+def spoilt(**changes):
+    return {name: value for name, value in (observe(make_episode(3), 0) | changes).items() if value is not None}
+
+
+def with_nan():
+    points = make_episode(3).object_points[0].copy()
+    points[1, :3, 0] = np.nan
+    return points
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "message"),
+    [
+        ({}, {"object_points": None, "robot_points": None}, "needs robot_points, object_points, and the observation has instruction"),
+        ({}, {"object_points": make_episode(3, objects=1).object_points[0]}, "trained with 2 objects; the observation has 1"),
+        ({}, {"object_points": with_nan()}, "3 of 12 points of object_points are not finite after lifting"),
+        ({}, {"object_points": np.zeros((2, 6, 2), np.float32)}, r"object_points .* must have the shape \(objects, points, 3\); got \(2, 6, 2\)"),
+        ({}, {"object_points": np.zeros((2, 0, 3), np.float32)}, "object_points of an observation must have the shape"),
+        ({}, {"proprioception": np.zeros(7, np.float32)}, r"proprioception .* must have the shape \(10,\); got \(7,\)"),
+        ({"observed": "image"}, {"images": {"right": np.zeros((32, 32, 3), np.uint8)}}, "sees images of left; the observation has right"),
+        ({"observed": "image"}, {"images": {"left": np.zeros((32, 32, 3), np.float32)}}, r"must be \(height, width, 3\) uint8"),
+        ({"observed": "image"}, {"images": {"left": np.zeros((16, 16, 3), np.uint8)}}, "sees 1 cameras of 32x32 pixels; got 1 of 16x16"),
+        ({"observed": "scene", "action_mode": "points"}, {"robot_points": None}, "predicts points needs robot_points and proprioception"),
+    ],
+)
+def test_bad_observations_are_refused(options, changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_policy(**options).act(spoilt(**changes))
+
+
+def test_bad_batches_are_refused():
+    policy, observation = make_policy(), observe(make_episode(3), 0)
+    with pytest.raises(ValueError, match=r"one slot for each observation, none twice; got 2 observations and slots \[0, 0\]"):
+        policy.act_batch([observation, observation], [0, 0])
+    fewer = observation | {"object_points": observation["object_points"][:, :4]}
+    with pytest.raises(ValueError, match="object_points of one batch must have one shape"):
+        policy.act_batch([observation, fewer], [1, 2])
+    with pytest.raises(ValueError, match="call reset when an episode begins"):
+        policy.act(fewer, 1)
+
+
+def test_a_policy_of_other_tasks_is_refused(tmp_path):
+    folder = make_policy().save_pretrained(tmp_path / "policy")
+    with pytest.raises(ValueError, match=r"trained on suite/a, not on suite/b; choose one of its tasks, or train it on these"):
+        load(folder, tasks=["suite/a", "suite/b"])
+
+
+def test_damaged_folders_are_refused(tmp_path):
+    folder = make_policy().save_pretrained(tmp_path / "policy")
+
+    def damaged(name: str, change) -> Path:
+        copy = tmp_path / name
+        shutil.copytree(folder, copy)
+        change(copy)
+        return copy
+
+    weights = "model/diffusion_pytorch_model.safetensors"
+    for name, change, message in (
+        ("cut", lambda f: (f / weights).write_bytes((f / weights).read_bytes()[:100]), "is damaged"),
+        ("lost", lambda f: (f / weights).unlink(), "is damaged"),
+        ("nonsense", lambda f: (f / "statistics.json").write_text("{"), "statistics.json is damaged or missing"),
+        ("keys", lambda f: (f / "statistics.json").write_text('{"points": {}}'), "keys minimum, maximum and range_floor"),
+        ("fewer", lambda f: (f / "statistics.json").write_text("{}"), "needs statistics of 10 dimensions for proprioception; got none"),
+        ("format", lambda f: (f / "policy.json").write_text('{"format": "x"}'), "of another format; this release reads"),
+        ("card", lambda f: (f / "policy.json").write_text('{"format": "point_bridge-policy-1", "x": 1}'), "policy.json is damaged"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load(damaged(name, change))
+    with pytest.raises(FileNotFoundError, match="holds no policy"):
+        load(tmp_path / "nowhere")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("x")
+    with pytest.raises(FileExistsError, match="exists and holds no policy; choose a new folder"):
+        make_policy().save_pretrained(tmp_path / "full")
+
+
+def test_statistics_of_another_action_mode_are_refused():
+    policy = make_policy()
+    statistics = policy.statistics | {"actions": MinMax(np.zeros(27), np.ones(27))}
+    with pytest.raises(ValueError, match="needs statistics of 10 dimensions for actions; got 27"):
+        PointBridgePolicy(policy.model, statistics)
+
+
+def test_a_recipe_needs_validation_samples():
+    with pytest.raises(ValueError, match="validation_samples must be at least 1"):
+        PointBridgeRecipe(create_model("tiny"), None, validation_samples=0)
+
+
+def make_camera(size=(24, 32)):
+    return Camera(intrinsics_from_fovy(0.9, size), look_at(np.array([-0.1, 0.1, 0.6]), np.array([0.5, 0.0, 0.0])), size)
+
+
+def plane_depth(camera, height):
+    """Depth of the plane z = height, from the ray of every pixel."""
+    rows, columns = np.mgrid[: camera.size[0], : camera.size[1]] + 0.5
+    rays = np.stack([columns, rows, np.ones_like(rows)], -1) @ np.linalg.inv(camera.intrinsics).T
+    down = (rays @ camera.camera_to_base[:3, :3].T)[..., 2]
+    return ((height - camera.camera_to_base[2, 3]) / down).astype(np.float32)
+
+
+def test_a_scene_cloud_lies_on_what_the_camera_sees():
+    camera = make_camera()
+    depth = plane_depth(camera, 0.1)
+    cloud = scene_cloud(depth, camera, 64)
+    np.testing.assert_allclose(cloud[:, 2], 0.1, atol=1e-5)
+    assert len(np.unique(cloud, axis=0)) == 64
+    assert np.abs(scene_cloud(depth, camera, 64, max_side=0.05)[:, 1]).max() <= 0.05
+
+
+def test_a_scene_cloud_with_few_points_is_zero_padded():
+    camera = make_camera()
+    depth = np.full(camera.size, np.inf, np.float32)
+    depth[10, 10:13] = plane_depth(camera, 0.1)[10, 10:13]
+    depth[0, 0] = 3.0
+    cloud = scene_cloud(depth, camera, 8)
+    assert (cloud[:3, 2] > 0).all() and (cloud[3:] == 0).all()
+    below = scene_cloud(plane_depth(camera, -0.1), camera, 8)
+    assert (below == 0).all()
+
+
+def test_the_scene_observer_adds_points_or_says_what_is_missing():
+    camera = make_camera()
+    observation = {"depth": {"left": plane_depth(camera, 0.1)}, "cameras": {"left": camera}}
+    observer = ScenePoints("left", 16)
+    observer.reset(observation)
+    assert observer(observation)["scene_points"].shape == (16, 3) and "scene_points" not in observation
+    with pytest.raises(ValueError, match="no depth of the camera 'right', only of left; add it, and the modality depth"):
+        ScenePoints("right")(observation)
+    with pytest.raises(ValueError, match=r"depth image has the size \(5, 5\), its camera \(24, 32\)"):
+        scene_cloud(np.ones((5, 5), np.float32), camera)
+
+
+def test_baselines_act_through_the_same_policy():
+    for options in BASELINES.values():
+        chunk = make_policy(**options).act(observe(make_episode(3), 0))
+        assert chunk.shape == (4, 10) and np.isfinite(chunk).all()
