@@ -140,7 +140,7 @@ def test_disparity_gives_depth_and_infinity_where_the_right_camera_sees_nothing(
     wide.requires_grad_()
     lifting.depth_from_disparity(wide, 100.0, 0.12)[..., 6:].sum().backward()
     assert torch.allclose(wide.grad[..., 6:], -12 / wide[..., 6:] ** 2) and (wide.grad[..., :6] == 0).all()
-    with pytest.raises(ValueError, match="must be positive; got 100 and -0.12"):
+    with pytest.raises(ValueError, match=r"must be positive; got 100 and -0\.12"):
         lifting.depth_from_disparity(disparity, 100.0, -0.12)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from visiongraft.robots.actions import ActionScale, delta_to_target, target_of_delta
 from visiongraft.robots.cameras import Camera
 from visiongraft.robots.environment import RobotEnvironment, View
-from visiongraft.robots.poses import invert_pose, make_pose, quaternion_from_rotation, rotation_from_quaternion, rotation_from_vector
+from visiongraft.robots.poses import invert_pose, make_pose, rotation_from_vector
 
 XML = """
 <mujoco>
@@ -45,14 +45,13 @@ class KinematicCell(RobotEnvironment):
         self.data = mujoco.MjData(self.model)
         self._held = self._refuses = False
         self._command, self._open = -1.0, 0
+        self._poses = dict.fromkeys(("gripper", "cube", "goal"), np.eye(4))
 
     def _place(self, name: str, pose: np.ndarray) -> None:
-        k = self.model.body(name).mocapid[0]
-        self.data.mocap_pos[k], self.data.mocap_quat[k] = pose[:3, 3], quaternion_from_rotation(pose[:3, :3])
+        self._poses[name] = pose
 
     def object_pose(self, name: str) -> np.ndarray:
-        k = self.model.body(name).mocapid[0]
-        return make_pose(rotation_from_quaternion(self.data.mocap_quat[k].copy()), self.data.mocap_pos[k].copy())
+        return self._poses[name].copy()
 
     def gripper_pose(self) -> np.ndarray:
         return self.object_pose("gripper")
@@ -73,12 +72,11 @@ class KinematicCell(RobotEnvironment):
 
     def get_state(self) -> np.ndarray:
         flags = [self._held, self._refuses, self._command, self._open]
-        return np.concatenate([self.data.mocap_pos.ravel(), self.data.mocap_quat.ravel(), flags])
+        return np.concatenate([*(pose.ravel() for pose in self._poses.values()), flags])
 
     def set_state(self, state: np.ndarray) -> None:
-        self.data.mocap_pos[:], self.data.mocap_quat[:] = state[:9].reshape(3, 3), state[9:21].reshape(3, 4)
-        self._held, self._refuses, self._command = bool(state[21]), bool(state[22]), float(state[23])
-        self._open = int(state[24])
+        self._poses = dict(zip(self._poses, state[:48].reshape(3, 4, 4).copy(), strict=True))
+        self._held, self._refuses, self._command, self._open = bool(state[48]), bool(state[49]), float(state[50]), int(state[51])
 
     def camera(self, name: str, size: tuple[int, int]) -> Camera:
         raise ValueError(f"There is no camera {name!r}.")

@@ -24,7 +24,7 @@ class Whisper:
     def __call__(self, observation):
         action = self.expert.act(self.environment)
         target = target_of_delta(action, observation["gripper_pose"], self.environment.scale)
-        return observation | {"advice": absolute_action(target, action[6])[None]}
+        return observation | {"advice": absolute_action(target[None], action[6:])}
 
 
 class Obedient(Policy):

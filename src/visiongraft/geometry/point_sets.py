@@ -3,6 +3,8 @@
 Points are (..., n, 3) in metres. What counts or compares gives indices or masks and has no gradient; the rest is differentiable.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float, Int
 from scipy.spatial import cKDTree
@@ -98,7 +100,7 @@ def _farthest(points: Float[Tensor, "batch n dim"], num: int, start: int, valid:
     first, *others = planes.unbind(0)
     nearest = torch.full_like(first, -torch.inf)  # squared distance to the chosen ones; points that are not valid stay below all others
     nearest[:, :n].masked_fill_(valid, torch.inf)
-    chunks, cloud_chunks = nearest.view(batch * rows, width), torch.arange(batch, device=points.device) * rows
+    chunks, first_chunk = nearest.view(batch * rows, width), torch.arange(batch, device=points.device) * rows
     distance, difference = torch.empty_like(nearest), torch.empty_like(nearest)
     index = ((valid.cumsum(1) == start + 1) & valid).long().argmax(1, keepdim=True)
     chosen = [index]
@@ -113,7 +115,7 @@ def _farthest(points: Float[Tensor, "batch n dim"], num: int, start: int, valid:
             index = nearest.argmax(1, keepdim=True)
         else:
             chunk = chunks.amax(1).view(batch, rows).argmax(1)
-            index = torch.add(chunks.index_select(0, cloud_chunks + chunk).argmax(1), chunk, alpha=width)[:, None]
+            index = torch.add(chunks.index_select(0, first_chunk + chunk).argmax(1), chunk, alpha=width)[:, None]
         chosen.append(index)
     return torch.cat(chosen, 1)
 
@@ -184,9 +186,7 @@ def _near_neighbors(
     return near.reshape(keep.shape)
 
 
-def remove_outliers(
-    points: Float[Tensor, "n 3"], depth: Float[Tensor, "n"] | None = None, **options: float | tuple[float, float]
-) -> Float[Tensor, "kept 3"]:
+def remove_outliers(points: Float[Tensor, "n 3"], depth: Float[Tensor, "n"] | None = None, **options: Any) -> Float[Tensor, "kept 3"]:
     """The points of one object that :func:`inlier_mask` keeps; the options are its own."""
     return points[inlier_mask(points, depth, **options)]
 

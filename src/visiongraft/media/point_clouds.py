@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt8
@@ -108,10 +109,10 @@ def read_ply(path: str | Path) -> PointCloud:
         raise ValueError(f"{path} has points that are not finite; it was not written by a careful program.")
     names = row.names or ()
     colors = np.stack([rows[name] for name in _COLORS], -1) if set(_COLORS) <= set(names) else None
-    labels = rows[_LABELS].astype(np.int64) if _LABELS in names else None
-    if (colors is not None and colors.dtype != np.uint8) or (labels is not None and rows[_LABELS].dtype.kind not in "iu"):
+    labels = rows[_LABELS] if _LABELS in names else None
+    if (colors is not None and colors.dtype != np.uint8) or (labels is not None and labels.dtype.kind not in "iu"):
         raise ValueError(f"{path} has colours that are not uchar, or labels that are not integers.")
-    return PointCloud(points, colors, labels)
+    return PointCloud(points, colors, None if labels is None else labels.astype(np.int64))
 
 
 def _header(path: Path, header: bytes) -> tuple[int, np.dtype]:
@@ -167,7 +168,7 @@ def draw_points(
         raise ValueError("There is no finite point to draw.")
     with plot_style():
         figure = plt.figure(figsize=(6.4, 5.2))
-        axes = figure.add_subplot(projection="3d")
+        axes: Any = figure.add_subplot(projection="3d")
         for label in np.unique(labels[shown]):
             chosen = points[shown & (labels == label)]
             name = names[label] if 0 <= label < len(names) else f"object {label}"

@@ -9,7 +9,8 @@ from jaxtyping import Float, Int
 from visiongraft.robots.actions import delta_to_target
 from visiongraft.robots.environment import RobotEnvironment
 from visiongraft.robots.episodes import NEEDS_DATAGEN_INFO, Demonstration
-from visiongraft.robots.recording import Observing, StepRecorder
+from visiongraft.robots.observers import Observer
+from visiongraft.robots.recording import StepRecorder
 from visiongraft.robots.segments import (
     contact_start,
     draw_boundaries,
@@ -138,7 +139,7 @@ def attempt(
     subtasks: Sequence[Subtask],
     settings: Settings,
     generator: np.random.Generator,
-    observe: Observing | None = None,
+    observe: Observer | None = None,
 ) -> Demonstration | None:
     """One attempt to do the task in a scene drawn from the generator.
 

@@ -8,10 +8,20 @@ import torch
 from jaxtyping import Float
 
 from visiongraft.geometry.surfaces import Box, Capsule, Cylinder, Ellipsoid, Mesh, Surface
+from visiongraft.robots.mujoco_bodies import body_id, geoms_of
 from visiongraft.robots.poses import make_pose, rotation_from_quaternion, transform_points
 
 VISUAL_GROUPS = (1,)
 """Groups of geoms that are only looked at, in the models of robosuite, LIBERO, MimicLabs and Meta-World."""
+
+_KINDS = (
+    mujoco.mjtGeom.mjGEOM_BOX,
+    mujoco.mjtGeom.mjGEOM_SPHERE,
+    mujoco.mjtGeom.mjGEOM_CYLINDER,
+    mujoco.mjtGeom.mjGEOM_CAPSULE,
+    mujoco.mjtGeom.mjGEOM_ELLIPSOID,
+    mujoco.mjtGeom.mjGEOM_MESH,
+)
 
 
 def body_surfaces(
@@ -31,17 +41,21 @@ def body_surfaces(
 
     Source: Point Bridge brief, 2.3.
     """
-    index = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_BODY, body)
-    if index < 0:
-        names = ", ".join(filter(None, (model.body(i).name for i in range(model.nbody))))
-        raise ValueError(f"The model has no body {body!r}; its bodies are: {names}.")
-    first = int(model.body_geomadr[index])
-    geoms = [i for i in range(first, first + int(model.body_geomnum[index])) if _has_surface(model, i)]
+    geoms = _geoms_with_surface(model, body)
     if not geoms:
         raise ValueError(f"Body {body!r} has no box, sphere, cylinder, capsule, ellipsoid or mesh, so that no points lie on it.")
     kept = [i for i in geoms if int(model.geom_group[i]) not in skip_groups] or geoms
     # the compiler moves the pose of a mesh geom along with its recentred vertices: both belong together and need no correction
     return [(_surface(model, i), make_pose(rotation_from_quaternion(model.geom_quat[i]), model.geom_pos[i])) for i in kept]
+
+
+def has_surface(model: mujoco.MjModel, body: str) -> bool:
+    """Whether a body has geoms of its own that points can lie on.
+
+    Raises:
+        ValueError: no such body.
+    """
+    return bool(_geoms_with_surface(model, body))
 
 
 def sample_body(
@@ -62,10 +76,9 @@ def sample_body(
     return np.concatenate(drawn)
 
 
-def _has_surface(model: mujoco.MjModel, geom: int) -> bool:
-    kind = mujoco.mjtGeom
-    shapes = (kind.mjGEOM_BOX, kind.mjGEOM_SPHERE, kind.mjGEOM_CYLINDER, kind.mjGEOM_CAPSULE, kind.mjGEOM_ELLIPSOID, kind.mjGEOM_MESH)
-    return int(model.geom_type[geom]) in [int(shape) for shape in shapes]
+def _geoms_with_surface(model: mujoco.MjModel, body: str) -> list[int]:
+    kinds = [int(kind) for kind in _KINDS]
+    return [geom for geom in geoms_of(model, [body_id(model, body)]) if int(model.geom_type[geom]) in kinds]
 
 
 def _surface(model: mujoco.MjModel, geom: int) -> Surface:

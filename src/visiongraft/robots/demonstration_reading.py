@@ -80,7 +80,8 @@ class DemonstrationFile:
 
     def mask_names(self) -> list[str]:
         """Names of the filter keys."""
-        return list(self._open().get("mask", {}))
+        masks: Any = self._open().get("mask", {})
+        return list(masks)
 
     def mask(self, name: str) -> list[int]:
         """Indices of the demonstrations of a filter key, such as ``train`` or ``valid``.
@@ -90,7 +91,8 @@ class DemonstrationFile:
         """
         if name not in self.mask_names():
             raise ValueError(f"{self.path} has no filter key {name!r}; there are: {', '.join(self.mask_names()) or 'none'}.")
-        wanted = [key.decode() for key in self._open()["mask"][name][:]]
+        names: Any = self._open()[f"mask/{name}"]
+        wanted = [key.decode() for key in names[:]]
         missing = [key for key in wanted if key not in self.keys]
         if missing:
             raise ValueError(f"{self.path}: filter key {name!r} names {missing[0]}, which the file does not hold.")
@@ -121,26 +123,26 @@ class DemonstrationFile:
         return self._file
 
     def _data(self) -> h5py.Group:
-        data = self._open().get("data")
+        data: Any = self._open().get("data")
         if not isinstance(data, h5py.Group):
             raise ValueError(f"{self.path} has no group 'data'; it is no demonstration file in robomimic's layout.")
         return data
 
-    def _numbered_keys(self, data: h5py.Group) -> list[str]:
+    def _numbered_keys(self, data: Any) -> list[str]:
         keys = [key for key in data if key.startswith("demo_") and key[5:].isdigit()]
         if not keys:
             raise ValueError(f"{self.path} holds no demonstrations (groups data/demo_0, data/demo_1, …); the recording found none.")
         return sorted(keys, key=lambda key: int(key[5:]))
 
-    def _group(self, key: str) -> h5py.Group:
+    def _group(self, key: str) -> Any:
         try:
-            group = self._data()[key]
+            group: Any = self._data()[key]
             group.keys()
             return group
         except (OSError, KeyError, RuntimeError) as error:
             raise ValueError(f"{self.path}: {key} cannot be read ({_reason(error)}); the file, or a part beside it, is damaged.") from error
 
-    def _read(self, group: h5py.Group, path: str) -> np.ndarray:
+    def _read(self, group: Any, path: str) -> np.ndarray:
         try:
             return group[path][()]
         except (OSError, KeyError, RuntimeError) as error:
@@ -163,7 +165,7 @@ class DemonstrationFile:
                 "datagen_info=False and pass its demonstrations through annotate(environment, demonstration)."
             )
 
-    def _instruction(self, group: h5py.Group) -> str:
+    def _instruction(self, group: Any) -> str:
         if "instruction" in group.attrs:
             return str(group.attrs["instruction"])
         if "ep_meta" in group.attrs:
@@ -171,7 +173,7 @@ class DemonstrationFile:
         words = _json(self._data(), "problem_info", self.path).get("language_instruction", "")
         return "".join(words).strip('"')  # LIBERO stores a list of one, or a quoted string
 
-    def _assemble(self, group: h5py.Group, arrays: dict[str, np.ndarray]) -> Demonstration:
+    def _assemble(self, group: Any, arrays: dict[str, np.ndarray]) -> Demonstration:
         steps = len(arrays["actions"])
         none = np.zeros((0, 4, 4))
         signals = _ordered(arrays, "datagen_info/subtask_term_signals/", group, "subtask_order")
@@ -199,7 +201,7 @@ def read_demonstrations(path: str | Path, *, datagen_info: bool = True) -> Demon
     return DemonstrationFile(path, datagen_info=datagen_info)
 
 
-def _shapes(group: h5py.Group) -> dict[str, tuple[int, ...]]:
+def _shapes(group: Any) -> dict[str, tuple[int, ...]]:
     """Shapes of all arrays that have one entry a step."""
     shapes: dict[str, tuple[int, ...]] = {}
 
@@ -211,14 +213,14 @@ def _shapes(group: h5py.Group) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _ordered(arrays: dict[str, np.ndarray], prefix: str, group: h5py.Group, order: str) -> dict[str, np.ndarray]:
+def _ordered(arrays: dict[str, np.ndarray], prefix: str, group: Any, order: str) -> dict[str, np.ndarray]:
     """Arrays below a group, in the order that the writer noted; HDF5 itself sorts by name."""
     found = {path.removeprefix(prefix): array for path, array in arrays.items() if path.startswith(prefix)}
     names = json.loads(group["datagen_info"].attrs.get(order, "[]")) if "datagen_info" in group else []
     return {name: found[name] for name in [*names, *(name for name in found if name not in names)]}
 
 
-def _json(group: h5py.Group, name: str, path: Path) -> dict[str, Any]:
+def _json(group: Any, name: str, path: Path) -> dict[str, Any]:
     try:
         value = json.loads(group.attrs.get(name, "{}"))
     except ValueError as error:

@@ -129,7 +129,7 @@ class DemonstrationWriter:
                 _refuse_other(self.path, name, _plain(existing.attributes.get(name, "none")), value)
             self._masks = {name: existing.mask(name) for name in existing.mask_names()}
             self._lengths, self._instruction = existing.lengths(), existing.instruction
-            linked = [existing._data().get(key, getlink=True) for key in existing.keys]
+            linked: list[Any] = [existing._data().get(key, getlink=True) for key in existing.keys]
             whole = not any(isinstance(link, h5py.ExternalLink) for link in linked)
             keys = list(existing.keys)
             places = [] if whole else [(Path(link.filename).name, link.path.rsplit("/")[-1]) for link in linked]

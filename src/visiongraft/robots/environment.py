@@ -121,7 +121,15 @@ class RobotEnvironment(gymnasium.Env):
         """Advances one control step under a checked delta action."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
-        """Starts an episode. The same seed gives the same start, whatever happened before; without one, Gymnasium's generator draws it."""
+        """Starts an episode. The same seed gives the same start, whatever happened before; without one, Gymnasium's generator draws it.
+
+        Raises:
+            ValueError: a seed that is not an integer of at least 0, or options that the suite does not know.
+        """
+        if seed is not None:
+            if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+                raise ValueError(f"The seed of a reset is an integer of at least 0, got {seed!r}.")
+            seed = int(seed)
         super().reset(seed=seed)
         self._reset(int(self.np_random.integers(2**31)) if seed is None else seed, options or {})
         return self.observe(), {"success": self.is_success()}

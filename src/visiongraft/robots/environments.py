@@ -1,11 +1,16 @@
 """Environments by name: ``suite/task``. Suites are imported when they are asked for."""
 
 import difflib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
-from visiongraft.robots.environment import RobotEnvironment, View
 from visiongraft.robots.extras import require
+
+for _package in ("mujoco", "gymnasium"):  # before they are imported, so that a missing one is named with its command
+    require(_package)
+
+from visiongraft.robots.environment import RobotEnvironment, View  # noqa: E402
 
 SUITES = ("tabletop", "metaworld", "robosuite", "libero")
 
@@ -48,12 +53,11 @@ def make_environment(task: str, *, view: View = View(), **options: Any) -> Robot
         hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(known)}."
         raise ValueError(f"Unknown task {task!r}; {hint}")
     factory = _factory(suite)
-    try:
-        return factory(name, view=view, **options)
-    except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
-            raise
-        raise ValueError(f"{suite} does not take {', '.join(sorted(options))}: {str(error).rpartition('() ')[2]}.") from None
+    accepted = [option for option in inspect.signature(factory).parameters if option not in ("task", "view")]
+    unknown = [option for option in options if option not in accepted]
+    if unknown:
+        raise ValueError(f"{suite} has no option {', '.join(unknown)}; it has {', '.join(accepted) or 'none'}.")
+    return factory(name, view=view, **options)
 
 
 def _tasks_of(suite: str) -> tuple[str, ...]:
@@ -73,6 +77,7 @@ def _tasks_of(suite: str) -> tuple[str, ...]:
 
         return metaworld_tasks()
     if suite == "robosuite":
+        require("robosuite")
         from visiongraft.robots.robosuite import TASKS as ROBOSUITE_TASKS
 
         return ROBOSUITE_TASKS
@@ -85,7 +90,6 @@ def _tasks_of(suite: str) -> tuple[str, ...]:
 
 def _factory(suite: str) -> Callable[..., RobotEnvironment]:
     """The class of a suite's environments."""
-    require("mujoco")
     if suite == "tabletop":
         from visiongraft.robots.tabletop.environment import TabletopEnvironment
 

@@ -36,4 +36,6 @@ def scripted_expert(environment: RobotEnvironment) -> Expert:
         from visiongraft.robots.metaworld_experts import MetaworldExpert
 
         return MetaworldExpert(environment)
-    raise ValueError(f"The suite {suite!r} has no scripted experts; those with one are tabletop and metaworld. Give demonstrations instead.")
+    raise ValueError(
+        f"The suite {suite!r} has no scripted experts; those with one are tabletop and metaworld. Give demonstrations instead."
+    )

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from visiongraft.media.files import append_jsonl, read_jsonl
+from visiongraft.media.files import append_jsonl, ensure_writable_folder, read_jsonl
 from visiongraft.robots.demonstration_reading import DemonstrationFile
 from visiongraft.robots.demonstration_writing import DemonstrationWriter
 from visiongraft.robots.engines import run_attempts
@@ -81,6 +81,7 @@ def gather(
     if num < 1:
         raise ValueError(f"The number of demonstrations must be at least 1, got {num}.")
     output = Path(output)
+    ensure_writable_folder(output.parent)
     log = output.with_name(output.name + ".attempts.jsonl")
     recipe_text = recipe_json(recipe)
     writer = DemonstrationWriter(output, environment_args, resume=resume, attributes={"recipe": recipe_text})
@@ -123,12 +124,10 @@ def _fill(writer: DemonstrationWriter, results: Any, log: Path, num: int, made: 
 
 def _attempts_made(output: Path, log: Path, recipe: str, successes: int) -> int:
     """Attempts of earlier runs: up to the last in the log or in the file, whichever is later (a kill may come between the two)."""
-    made = 0
-    if log.exists() and not output.exists() and (rows := read_jsonl(log)):
-        if rows[0].get("recipe") != recipe:
-            raise ValueError(f"{log} belongs to another run, with other settings; delete it, or choose another output.")
-    if log.exists():
-        made = max((row["attempt"] + 1 for row in read_jsonl(log) if "attempt" in row), default=0)
+    rows = read_jsonl(log) if log.exists() else []
+    if rows and not output.exists() and rows[0].get("recipe") != recipe:
+        raise ValueError(f"{log} belongs to another run, with other settings; delete it, or choose another output.")
+    made = max((row["attempt"] + 1 for row in rows if "attempt" in row), default=0)
     if successes:
         with DemonstrationFile(output, datagen_info=False) as file:
             made = max(made, int(file[len(file) - 1].attributes.get("attempt", -1)) + 1)

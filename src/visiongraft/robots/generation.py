@@ -15,10 +15,11 @@ from visiongraft.robots.environments import make_environment
 from visiongraft.robots.episodes import Demonstration
 from visiongraft.robots.experts import Expert, scripted_expert
 from visiongraft.robots.gathering import Gathered, Task, digest, gather
-from visiongraft.robots.recording import Observing, record
+from visiongraft.robots.observers import Observer
+from visiongraft.robots.recording import record
 from visiongraft.robots.subtasks import Settings, Subtask, default_subtasks, preset
 
-MakeObserver = Callable[[RobotEnvironment], Observing]
+MakeObserver = Callable[[RobotEnvironment], Observer]
 MakeExpert = Callable[[RobotEnvironment], Expert]
 
 
@@ -99,7 +100,8 @@ def generate(
         options: of the environment.
         seed: of everything random; the same seed gives the same file, whatever the number of workers.
         preset_name: ``mimicgen`` or ``mimiclabs``: noise, and how segments are joined.
-        offset_range: random steps that are added to the end of every subtask but the last.
+        offset_range: random steps that are added to the end of every subtask but the last. MimicGen's suit demonstrations of people;
+            the tabletop's scripted ones are short, and (2, 5) suits them.
         subtasks: in place of those that the environment's signals and objects give.
         settings: in place of the preset's; ``Settings(trim_approach=True)`` makes short demonstrations.
         make_observer: adds points or the like to what is stored.

@@ -55,8 +55,8 @@ def _free(context: Any) -> None:
 class GLRenderer:
     """Renders with OpenGL; shadows, reflections and multisampling are off (they cost a software driver a hundredfold)."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, groups: tuple[int, ...] = (0, 1, 2)) -> None:
+        self.name, self._groups = name, groups
         self._model: mujoco.MjModel | None = None
         self._context: mujoco.MjrContext | None = None
         _renderers.add(self)
@@ -69,16 +69,17 @@ class GLRenderer:
             quality, frame = model.vis.quality, model.vis.global_
             kept = quality.shadowsize, quality.offsamples, frame.offwidth, frame.offheight
             quality.shadowsize, quality.offsamples, frame.offwidth, frame.offheight = 0, 0, width, height
-            self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50.value)
+            context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50.value)
             quality.shadowsize, quality.offsamples, frame.offwidth, frame.offheight = kept
-            mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
-            self._context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR.value
+            mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, context)
+            context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR.value
             self._scene = mujoco.MjvScene(model, _MOST_GEOMS)
             for flag in ("SHADOW", "REFLECTION", "SKYBOX", "FOG", "HAZE"):
                 self._scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag}")] = 0
             self._option = mujoco.MjvOption()
             self._option.sitegroup[:] = 0
-            self._model = model
+            self._option.geomgroup[:] = [int(group in self._groups) for group in range(6)]
+            self._model, self._context = model, context
         assert self._context is not None
         if self._context.offWidth < width or self._context.offHeight < height:
             mujoco.mjr_resizeOffscreen(max(width, self._context.offWidth), max(height, self._context.offHeight), self._context)

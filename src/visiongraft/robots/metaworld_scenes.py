@@ -39,8 +39,7 @@ def load_simulator(task: str) -> tuple[Any, str]:
 
 
 def _name_and_mark(specification: mujoco.MjSpec) -> None:
-    for index, body in enumerate(body for body in specification.bodies if not body.name):
-        body.name = f"fixture_{index}"
+    _name_children(specification.worldbody, set(body.name for body in specification.bodies))
     if any(site.name == "goal" for site in specification.sites):
         ball = specification.worldbody.add_body(name="goal")
         ball.add_geom(
@@ -50,6 +49,16 @@ def _name_and_mark(specification: mujoco.MjSpec) -> None:
             contype=0,
             conaffinity=0,
         )
+
+
+def _name_children(parent: Any, taken: set[str]) -> None:
+    """Names bodies after what they hang on, such as ``dial_part``."""
+    for body in parent.bodies:
+        if not body.name:
+            stem = "fixture" if parent.name == "world" else f"{parent.name}_part"
+            body.name = next(name for name in (stem, *(f"{stem}_{number}" for number in range(2, 1000))) if name not in taken)
+            taken.add(body.name)
+        _name_children(body, taken)
 
 
 def find_objects(model: mujoco.MjModel) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:

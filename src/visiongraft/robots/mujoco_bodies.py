@@ -36,7 +36,9 @@ def geoms_of(model: mujoco.MjModel, bodies: Iterable[int]) -> list[int]:
     return [int(index) for index in np.flatnonzero(np.isin(model.geom_bodyid, list(bodies)))]
 
 
-def geom_objects(model: mujoco.MjModel, object_names: Sequence[str], object_bodies: Mapping[str, Sequence[str]]) -> Int32[np.ndarray, "geoms"]:
+def geom_objects(
+    model: mujoco.MjModel, object_names: Sequence[str], object_bodies: Mapping[str, Sequence[str]]
+) -> Int32[np.ndarray, "geoms"]:
     """For every geom the index of its object in ``object_names``, or -1: what a segmentation image shows.
 
     Raises:

@@ -142,7 +142,8 @@ def statistics(
     """
     low: dict[str, np.ndarray] = {}
     high: dict[str, np.ndarray] = {}
-    for number, episode in enumerate([episodes] if isinstance(episodes, Mapping) else episodes):
+    several: Any = [episodes] if isinstance(episodes, Mapping) else episodes
+    for number, episode in enumerate(several):
         if low and set(episode) != set(low):
             raise ValueError(f"Episode {number} has {', '.join(sorted(episode))}; the first has {', '.join(sorted(low))}.")
         for key, values in episode.items():

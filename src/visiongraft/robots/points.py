@@ -11,7 +11,7 @@ from jaxtyping import Float, Shaped
 
 from visiongraft.geometry.lifting import lift_pixels, pixel_centers, project_points
 from visiongraft.geometry.point_sets import farthest_points
-from visiongraft.robots.body_surfaces import VISUAL_GROUPS, sample_body
+from visiongraft.robots.body_surfaces import VISUAL_GROUPS, has_surface, sample_body
 from visiongraft.robots.cameras import Camera
 from visiongraft.robots.environment import RobotEnvironment
 from visiongraft.robots.observers import camera_depth
@@ -141,7 +141,7 @@ class SimulatorPoints:
         align_camera: the camera to whose depth image points are aligned, see :func:`align_to_depth`; as training data of Point
             Bridge are. Depth in the observation is used where it is there, and rendered otherwise.
         candidates: points that are drawn by area on an object, of which ``per_object`` are chosen far from each other. An object's
-            bodies share both numbers evenly; the last one takes the remainder.
+            bodies that have a surface share both numbers evenly; the last one takes the remainder.
         skip_groups: geoms that are not sampled, see :func:`visiongraft.robots.body_surfaces.body_surfaces`.
         key_points: of the gripper.
 
@@ -174,26 +174,26 @@ class SimulatorPoints:
         """Draws the points of an episode.
 
         Raises:
-            ValueError: a body that is missing or has no surface, or more bodies in an object than points.
+            ValueError: a body that is missing, an object without a surface, or one of more bodies than points.
         """
         self._model = model = self.environment.model
         generator = torch.Generator().manual_seed(_episode_seed(self.seed, observation))
         points, owners = [], []
         for name in self.environment.object_names:
-            bodies = self.environment.object_bodies[name]
-            for body, count, drawn in zip(bodies, self._shares(name, self.per_object), self._shares(name, self.candidates), strict=True):
+            bodies = [body for body in self.environment.object_bodies[name] if has_surface(model, body)]
+            if not 1 <= len(bodies) <= self.per_object:
+                raise ValueError(
+                    f"Object {name!r} has {len(bodies)} bodies with a surface for {self.per_object} points; it needs at least one "
+                    "such body, and a point for each."
+                )
+            for body, count, drawn in zip(
+                bodies, _shares(self.per_object, len(bodies)), _shares(self.candidates, len(bodies)), strict=True
+            ):
                 on_body = torch.from_numpy(sample_body(model, body, drawn, generator, self.skip_groups))
                 points.append(on_body[farthest_points(on_body[None], count)[0]].numpy())
                 owners += count * [model.body(body).id]
         self._bodies, self._owners = np.unique(np.array(owners), return_inverse=True)
         self._points = np.concatenate(points)
-
-    def _shares(self, name: str, num: int) -> list[int]:
-        """How many points each body of an object has."""
-        bodies = len(self.environment.object_bodies[name])
-        if num < bodies or not bodies:
-            raise ValueError(f"Object {name!r} has {bodies} bodies for {num} points; every body needs at least one point.")
-        return [num // bodies] * (bodies - 1) + [num - num // bodies * (bodies - 1)]
 
     def __call__(self, observation: Observation) -> Observation:
         """The observation with ``robot_points`` and ``object_points``.
@@ -221,6 +221,11 @@ class SimulatorPoints:
             return camera_depth(observation, camera)
         size = self.environment.view.size
         return self.environment.render_view(camera, ("depth",), size)["depth"], self.environment.camera(camera, size)
+
+
+def _shares(num: int, parts: int) -> list[int]:
+    """Even shares, of which the last takes the remainder."""
+    return [num // parts] * (parts - 1) + [num - num // parts * (parts - 1)]
 
 
 def _episode_seed(seed: int, observation: Observation) -> int:

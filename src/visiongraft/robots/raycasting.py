@@ -7,6 +7,7 @@ boxes, spheres, cylinders, capsules, ellipsoids, meshes and height fields are se
 import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import mujoco
 import numpy as np
@@ -18,7 +19,8 @@ from visiongraft.robots.mujoco_bodies import camera_pose
 from visiongraft.robots.shading import SceneColours, shade
 
 _MUJOCO_INFINITY = 1e10
-_VISUAL_GROUPS = np.array([1, 1, 1, 0, 0, 0], np.uint8)
+_NO_NORMALS: dict[str, Any] = {"normal": None} if "normal:" in (mujoco.mj_multiRay.__doc__ or "") else {}
+"""Newer versions of MuJoCo give normals; pictures are the same with all versions where they come from one place."""
 
 
 class RaycastRenderer:
@@ -26,7 +28,8 @@ class RaycastRenderer:
 
     name = "raycast"
 
-    def __init__(self) -> None:
+    def __init__(self, groups: tuple[int, ...] = (0, 1, 2)) -> None:
+        self._groups = groups
         self._model: mujoco.MjModel | None = None
         self._colours: SceneColours | None = None
 
@@ -40,8 +43,8 @@ class RaycastRenderer:
         owners: Int32[np.ndarray, "geoms"],
     ) -> dict[str, np.ndarray]:
         """See :class:`visiongraft.robots.rendering.Renderer`."""
-        rays = pixel_rays(float(model.cam_fovy[camera]), size) @ camera_pose(data, camera)[:3, :3].T
-        depth, geoms = _cast(model, data, camera, rays)
+        rays = _camera_rays(model, data, camera, size)
+        depth, geoms = _cast(model, data, camera, rays, self._groups)
         rendered: dict[str, np.ndarray] = {}
         if "images" in modalities:
             if self._model is not model or self._colours is None:
@@ -75,28 +78,37 @@ def _pixel_rays(fovy_deg: float, size: tuple[int, int]) -> Float[np.ndarray, "he
 
 
 def cast_camera(
-    model: mujoco.MjModel, data: mujoco.MjData, camera: int, size: tuple[int, int]
+    model: mujoco.MjModel, data: mujoco.MjData, camera: int, size: tuple[int, int], groups: tuple[int, ...] = (0, 1, 2)
 ) -> tuple[Float[np.ndarray, "height width"], Int32[np.ndarray, "height width"]]:
     """What a camera sees.
 
     Returns:
         Depth along the optical axis, metres, infinite where nothing is met; and the geom that is met, -1 for none.
     """
-    return _cast(model, data, camera, pixel_rays(float(model.cam_fovy[camera]), size) @ camera_pose(data, camera)[:3, :3].T)
+    return _cast(model, data, camera, _camera_rays(model, data, camera, size), groups)
+
+
+def _camera_rays(model: mujoco.MjModel, data: mujoco.MjData, camera: int, size: tuple[int, int]) -> Float[np.ndarray, "height width 3"]:
+    """Rays through the pixels' centres in the world's frame."""
+    return pixel_rays(float(model.cam_fovy[camera]), size) @ camera_pose(data, camera)[:3, :3].T
 
 
 def _cast(
-    model: mujoco.MjModel, data: mujoco.MjData, camera: int, rays: Float[np.ndarray, "height width 3"]
+    model: mujoco.MjModel, data: mujoco.MjData, camera: int, rays: Float[np.ndarray, "height width 3"], groups: tuple[int, ...]
 ) -> tuple[Float[np.ndarray, "height width"], Int32[np.ndarray, "height width"]]:
     """Depth and geoms; rays have length 1 along the optical axis, so that distance in their lengths is depth."""
     far = float(model.vis.map.zfar * model.stat.extent)
-    distance, geoms = cast_rays(model, data, data.cam_xpos[camera], rays.reshape(-1, 3))
+    distance, geoms = cast_rays(model, data, data.cam_xpos[camera], rays.reshape(-1, 3), groups)
     depth = np.where((geoms >= 0) & (distance <= far), distance, np.inf).reshape(rays.shape[:2])
     return depth, np.where(np.isfinite(depth), geoms.reshape(rays.shape[:2]), np.int32(-1))
 
 
 def cast_rays(
-    model: mujoco.MjModel, data: mujoco.MjData, origin: Float[np.ndarray, "3"], directions: Float[np.ndarray, "rays 3"]
+    model: mujoco.MjModel,
+    data: mujoco.MjData,
+    origin: Float[np.ndarray, "3"],
+    directions: Float[np.ndarray, "rays 3"],
+    groups: tuple[int, ...] = (0, 1, 2),
 ) -> tuple[Float[np.ndarray, "rays"], Int32[np.ndarray, "rays"]]:
     """Meets rays from one point with the visible geoms, in one call of MuJoCo.
 
@@ -105,6 +117,7 @@ def cast_rays(
         data: its present moment.
         origin: metres, world frame.
         directions: of any length but zero.
+        groups: MuJoCo's groups of geoms that are met.
 
     Returns:
         Distance in lengths of each direction, and the geom, -1 for none.
@@ -117,13 +130,14 @@ def cast_rays(
             data,
             pnt=np.ascontiguousarray(origin, np.float64),
             vec=np.ascontiguousarray(directions, np.float64).reshape(-1),
-            geomgroup=_VISUAL_GROUPS,
+            geomgroup=np.array([group in groups for group in range(6)], np.uint8),
             flg_static=1,
             bodyexclude=-1,
             geomid=geoms,
             dist=distance,
             nray=count,
             cutoff=_MUJOCO_INFINITY,
+            **_NO_NORMALS,
         )
     return distance, geoms
 

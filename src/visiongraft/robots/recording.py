@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Shaped
@@ -11,18 +10,8 @@ from visiongraft.robots.actions import check_actions, target_of_delta
 from visiongraft.robots.environment import RobotEnvironment
 from visiongraft.robots.episodes import Attribute, Demonstration
 from visiongraft.robots.experts import Expert
+from visiongraft.robots.observers import Observer
 from visiongraft.robots.policy import Observation
-
-
-@runtime_checkable
-class Observing(Protocol):
-    """An observer: adds to the observation, see :mod:`visiongraft.robots.observers`."""
-
-    def reset(self, observation: Observation) -> None:
-        """Begins an episode."""
-
-    def __call__(self, observation: Observation) -> Observation:
-        """The observation with what it adds."""
 
 
 class StepRecorder:
@@ -35,7 +24,7 @@ class StepRecorder:
         observe: adds points or the like to what is stored.
     """
 
-    def __init__(self, environment: RobotEnvironment, observation: Observation, seed: int, observe: Observing | None = None) -> None:
+    def __init__(self, environment: RobotEnvironment, observation: Observation, seed: int, observe: Observer | None = None) -> None:
         self.environment, self.seed, self.observe = environment, seed, observe
         self.succeeded = False
         self._steps: list[dict[str, np.ndarray]] = []
@@ -67,7 +56,7 @@ def record(
     *,
     max_steps: int | None = None,
     after_success: int = 2,
-    observe: Observing | None = None,
+    observe: Observer | None = None,
 ) -> Demonstration | None:
     """Records an expert from a fresh start until the task is done.
 
@@ -175,12 +164,10 @@ def _scene(environment: RobotEnvironment, action: np.ndarray) -> dict[str, np.nd
     gripper_pose = environment.gripper_pose()
     scene = {"gripper": gripper_pose, "target": target_of_delta(action, gripper_pose, environment.scale)}
     scene |= {f"object/{name}": environment.object_pose(name) for name in environment.object_names}
-    return scene | {f"signal/{name}": np.bool_(done) for name, done in environment.subtask_signals().items()}
+    return scene | {f"signal/{name}": np.asarray(done, bool) for name, done in environment.subtask_signals().items()}
 
 
-def _moment(
-    environment: RobotEnvironment, observation: Observation, action: np.ndarray, observe: Observing | None
-) -> dict[str, np.ndarray]:
+def _moment(environment: RobotEnvironment, observation: Observation, action: np.ndarray, observe: Observer | None) -> dict[str, np.ndarray]:
     moment = {"action": action, "state": np.array(environment.get_state(), np.float64)} | _scene(environment, action)
     return moment | {f"obs/{name}": array for name, array in stored_observation(observe(observation) if observe else observation).items()}
 

@@ -1,6 +1,6 @@
 """Pictures of a MuJoCo scene without a display: EGL, OSMesa or ray casting behind one interface.
 
-All backends show the same: geoms of the visual groups 0 to 2 with an opacity above 0, lit without shadows, before black. Pixel
+All backends show the same: geoms of the chosen groups (0 to 2 by default) with an opacity above 0, lit without shadows, before black. Pixel
 centres lie at +0.5, the first row is on top, and depth is measured along the optical axis.
 """
 
@@ -10,13 +10,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import mujoco
 import numpy as np
 from jaxtyping import Int32
 
 from visiongraft.robots.environment import Modality, View
+from visiongraft.robots.gl_rendering import GLRenderer, gl_platform
+from visiongraft.robots.raycasting import RaycastRenderer
 
 BACKENDS = ("egl", "osmesa", "raycast")
 MODALITIES: tuple[Modality, ...] = ("images", "depth", "segmentation")
@@ -26,6 +28,7 @@ _PROBED = "VISIONGRAFT_RENDERERS"
 _MOST_PIXELS = 4096
 
 
+@runtime_checkable
 class Renderer(Protocol):
     """Renders cameras of a model; remembers what is costly to set up for it."""
 
@@ -57,27 +60,28 @@ class Renderer(Protocol):
         ...
 
 
-def make_renderer(name: str = "auto") -> Renderer:
+def make_renderer(name: str = "auto", groups: tuple[int, ...] = (0, 1, 2)) -> Renderer:
     """A renderer by name; ``auto`` is the first of egl, osmesa and raycast that works here.
+
+    Args:
+        name: ``egl``, ``osmesa``, ``raycast`` or ``auto``.
+        groups: MuJoCo's groups of geoms that are seen.
 
     Raises:
         ValueError: an unknown name.
         RuntimeError: a backend that does not work on this machine, or not in this process.
     """
-    from visiongraft.robots.gl_rendering import GLRenderer, gl_platform
-    from visiongraft.robots.raycasting import RaycastRenderer
-
     _check_renderer(name)
     if name == "auto":
         name = next(each for each in BACKENDS if backend_works(each) and (each == "raycast" or gl_platform() in (None, each)))
     if name == "raycast":
-        return RaycastRenderer()
+        return RaycastRenderer(groups)
     if not backend_works(name):
         raise RuntimeError(
             f"The renderer {name!r} does not work on this machine (no lib{_LIBRARIES[name]}, or a test picture failed); "
             "use renderer 'raycast' or 'auto'."
         )
-    return GLRenderer(name)
+    return GLRenderer(name, groups)
 
 
 def backend_works(name: str) -> bool:

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from scipy.stats import binomtest
-
 Reason = Literal["success", "time out", "policy error", "perception error", "stale points"]
 
 
@@ -113,6 +111,9 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tu
         raise ValueError("No episode has ended, so that there is no interval.")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie in (0, 1), such as 0.95; got {confidence}.")
+    # imported here because it takes a second, and simulator processes need results but no intervals
+    from scipy.stats import binomtest
+
     interval = binomtest(successes, trials).proportion_ci(confidence_level=confidence, method="wilson")
     return float(interval.low), float(interval.high)
 

@@ -25,7 +25,7 @@ class SceneColours:
         self.emission = np.zeros(model.ngeom + 1)
         self.textured: dict[int, tuple[UInt8[np.ndarray, "height width channels"], Float[np.ndarray, "2"]]] = {}
         default = np.array([0.5, 0.5, 0.5, 1.0], np.float32)
-        for geom in np.flatnonzero(model.geom_matid >= 0):
+        for geom in np.flatnonzero(model.geom_matid >= 0).tolist():
             material = model.geom_matid[geom]
             if np.array_equal(model.geom_rgba[geom], default):  # MuJoCo's rule: a colour of the geom's own comes before the material's
                 rgb[geom] = model.mat_rgba[material, :3]
@@ -35,7 +35,7 @@ class SceneColours:
                 continue
             image = _texture(model, texture)
             if model.geom_type[geom] == _PLANE and model.tex_type[texture] == _TEXTURE_2D:
-                self.textured[int(geom)] = image, _repeats(model, int(geom), int(material))
+                self.textured[geom] = image, _repeats(model, geom, int(material))
             else:
                 rgb[geom] *= image.reshape(-1, image.shape[-1])[:, :3].mean(axis=0) / 255
         self.rgb = np.ascontiguousarray(rgb.T)
@@ -122,7 +122,7 @@ def _light(
     total = np.zeros_like(points)
     if head.active:
         total += np.outer(head.ambient, np.ones(points.shape[1])) + np.outer(head.diffuse, np.maximum(-forward @ normals, 0))
-    for lamp in np.flatnonzero(model.light_active):
+    for lamp in np.flatnonzero(model.light_active).tolist():
         strength = _lamp(model, data, lamp, points, normals)
         total += model.light_ambient[lamp][:, None] + model.light_diffuse[lamp][:, None] * strength
     return total

@@ -67,7 +67,9 @@ _FORMULAS: dict[int, Callable[[Columns, Size], Columns]] = {
 }
 
 
-def pixel_normals(geoms: Int32[np.ndarray, "height width"], offsets: Float[np.ndarray, "3 height width"]) -> Float[np.ndarray, "3 height width"]:
+def pixel_normals(
+    geoms: Int32[np.ndarray, "height width"], offsets: Float[np.ndarray, "3 height width"]
+) -> Float[np.ndarray, "3 height width"]:
     """Normals from what neighbouring pixels of the same geom see, turned to the camera; towards the camera where there are no neighbours.
 
     Args:
@@ -80,7 +82,9 @@ def pixel_normals(geoms: Int32[np.ndarray, "height width"], offsets: Float[np.nd
     return np.where(np.sum(normal * offsets, axis=0) > 0, -normal, normal)
 
 
-def _step(geoms: Int32[np.ndarray, "height width"], offsets: Float[np.ndarray, "3 height width"], axis: int) -> Float[np.ndarray, "3 height width"]:
+def _step(
+    geoms: Int32[np.ndarray, "height width"], offsets: Float[np.ndarray, "3 height width"], axis: int
+) -> Float[np.ndarray, "3 height width"]:
     """The shorter of the steps to the next and from the previous pixel along an axis; zero where neither sees the same geom."""
     length = geoms.shape[axis]
     before = (slice(0, length - 1), slice(None)) if axis == 0 else (slice(None), slice(0, length - 1))

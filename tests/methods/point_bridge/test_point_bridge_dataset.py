@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from visiongraft.methods.point_bridge.dataset import PolicyDataset, TaskEpisodes, action_targets, co_training, pad_objects, policy_statistics, subset
+from visiongraft.methods.point_bridge.dataset import (
+    PolicyDataset,
+    TaskEpisodes,
+    action_targets,
+    co_training,
+    pad_objects,
+    policy_statistics,
+    subset,
+)
 from visiongraft.methods.point_bridge.episodes import Episode, episode_from_demonstration, read_episodes, write_episodes
 from visiongraft.methods.point_bridge.language import HashedWords
 from visiongraft.methods.point_bridge.model import create_model
@@ -92,7 +100,9 @@ def test_co_training_draws_by_the_given_shares():
     tasks = co_training(sims, reals)
     data = make_data(tasks)
     drawn = Counter()
-    kinds = {float(data.statistics["proprioception"].normalise(t.episodes[0].proprioception)[k].sum()): t.task for t in tasks for k in (0, 1)}
+    kinds = {
+        float(data.statistics["proprioception"].normalise(t.episodes[0].proprioception)[k].sum()): t.task for t in tasks for k in (0, 1)
+    }
     for index in range(1500):
         value = float(data[index]["proprioception"].double().sum())
         drawn[kinds[min(kinds, key=lambda known: abs(known - value))]] += 1
@@ -137,7 +147,9 @@ def test_images_and_scenes_are_what_the_baselines_see():
     item = make_data(tasks, create_model("tiny", observed="image"), cameras=["left"]).window(episode, 2, 0.0, np.random.default_rng(0))
     np.testing.assert_allclose(item["images"][0, 0].permute(1, 2, 0), episode.images["left"][2] / 255, atol=1e-6)
     assert "object_points" not in item
-    shifted = make_data(tasks, create_model("tiny", observed="image"), cameras=["left"], image_shift=3).window(episode, 2, 0.0, np.random.default_rng(2))
+    shifted = make_data(tasks, create_model("tiny", observed="image"), cameras=["left"], image_shift=3).window(
+        episode, 2, 0.0, np.random.default_rng(2)
+    )
     assert shifted["images"].shape == item["images"].shape and not torch.equal(shifted["images"], item["images"])
     scene = make_data(tasks, create_model("tiny", observed="scene")).window(episode, 2, 0.0, np.random.default_rng(0))
     assert scene["scene_points"].shape == (1, 20, 3) and "robot_points" not in scene
@@ -186,7 +198,10 @@ def bad_points():
     ("changes", "message"),
     [
         ({"object_points": bad_points()}, "5 of 168 points of object_points are not finite after lifting; check the depth map"),
-        ({"robot_points": np.zeros((7, 9, 3), np.float32)}, r"robot_points of an episode must have the shape \(steps, 8, 3\); got \(7, 9, 3\)"),
+        (
+            {"robot_points": np.zeros((7, 9, 3), np.float32)},
+            r"robot_points of an episode must have the shape \(steps, 8, 3\); got \(7, 9, 3\)",
+        ),
         ({"proprioception": np.zeros((0, 10), np.float32)}, "needs at least one step"),
         ({"robot_points": np.zeros((6, 8, 3), np.float32)}, "7 steps of proprioception but 6 of robot_points"),
     ],

@@ -26,7 +26,12 @@ def folder(tmp_path_factory):
     fast.save_pretrained(path)
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=len(words), hidden_size=384, num_hidden_layers=2, num_attention_heads=12, intermediate_size=64, max_position_embeddings=32
+        vocab_size=len(words),
+        hidden_size=384,
+        num_hidden_layers=2,
+        num_attention_heads=12,
+        intermediate_size=64,
+        max_position_embeddings=32,
     )
     BertModel(config).save_pretrained(path)
     return path
@@ -78,5 +83,7 @@ def test_encoders_are_made_by_name_and_follow_one_protocol(folder):
 def test_bad_input_is_told(tmp_path):
     with pytest.raises(ValueError, match=r"must have at least one word; got '\?!'"):
         HashedWords()(["?!"])
-    with pytest.raises(FileNotFoundError, match=r"sentence encoder .* is not here and cannot be downloaded .*'hashed', which needs no weights"):
+    with pytest.raises(
+        FileNotFoundError, match=r"sentence encoder .* is not here and cannot be downloaded .*'hashed', which needs no weights"
+    ):
         load_text_encoder(str(tmp_path / "none"))

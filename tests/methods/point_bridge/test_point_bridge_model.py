@@ -82,7 +82,9 @@ def test_what_is_masked_has_no_influence(tokens):
     torch.testing.assert_close(after[0], before[0])
     assert (after[1] - before[1]).abs().max() > 1e-4
     if tokens != "per_object":  # a shorter cloud is the same cloud
-        alone = model({name: v[:1, :, :2] if name == "object_points" else v[:1] for name, v in observation.items() if name != "object_mask"})
+        alone = model(
+            {name: v[:1, :, :2] if name == "object_points" else v[:1] for name, v in observation.items() if name != "object_mask"}
+        )
         torch.testing.assert_close(alone[0], before[0])
 
 

@@ -155,7 +155,9 @@ def test_components_alone_and_flat_names():
     points = torch.rand(2, 5, 3)
     whole = build("policy", {}, {f"{part}.{key}": v for part, tensors in parts.items() for key, v in tensors.items()})
     torch.testing.assert_close(build("encoder", {}, parts["encoder"])(points), whole.encoder(points))
-    torch.testing.assert_close(build("proprio_projector", {}, parts["proprio_projector"])(torch.ones(1, 10)), whole.proprio_projector(torch.ones(1, 10)))
+    torch.testing.assert_close(
+        build("proprio_projector", {}, parts["proprio_projector"])(torch.ones(1, 10)), whole.proprio_projector(torch.ones(1, 10))
+    )
     torch.testing.assert_close(build("actor", {}, parts["actor"]).action_token, whole.actor.action_token)
 
 
@@ -233,7 +235,9 @@ def test_a_checkpoint_of_the_official_code_converts_and_acts(tmp_path, authors_m
     parts, stats = save_authors_checkpoint(tmp_path / "weights.pt", authors_module)
     contents = read_checkpoint(tmp_path / "weights.pt")
     assert isinstance(contents["timer"], Empty) and isinstance(contents["actor_opt"], Empty)
-    folder = convert_checkpoint(tmp_path / "weights.pt", tmp_path / "policy", config={"num_queries": QUERIES}, tasks=["a/b"], text_encoder="hashed")
+    folder = convert_checkpoint(
+        tmp_path / "weights.pt", tmp_path / "policy", config={"num_queries": QUERIES}, tasks=["a/b"], text_encoder="hashed"
+    )
     policy = load(folder)
     assert policy.card.tasks == ("a/b",) and policy.convention == "absolute"
     np.testing.assert_array_equal(policy.statistics["actions"].minimum, stats["actions"]["min"])
@@ -250,7 +254,10 @@ def test_a_checkpoint_of_the_official_code_converts_and_acts(tmp_path, authors_m
         return torch.from_numpy((values - low) / (high - low + 1e-5))[None, None]
 
     batch = {name: scaled(seen[name], "past_tracks") for name in ("robot_points", "object_points")}
-    batch |= {"proprioception": scaled(seen["proprioception"], "proprioceptive"), "language": torch.from_numpy(policy.text_encoder(["put it there"]))}
+    batch |= {
+        "proprioception": scaled(seen["proprioception"], "proprioceptive"),
+        "language": torch.from_numpy(policy.text_encoder(["put it there"])),
+    }
     expected = reference(parts, batch)[0, 0].numpy() * (stats["actions"]["max"] - stats["actions"]["min"]) + stats["actions"]["min"]
     np.testing.assert_allclose(policy.act(seen), expected, atol=2e-5)
 
@@ -282,7 +289,10 @@ def test_a_malicious_checkpoint_is_refused_without_running_it(name, tmp_path):
     }
     torch.save({"timer": Malicious(*calls[name])}, tmp_path / "bad.pt")
     (tmp_path / "bad.pkl").write_bytes(pickle.dumps({"observations": [Malicious(*calls[name])]}))
-    for read in (lambda: convert_checkpoint(tmp_path / "bad.pt", tmp_path / "out"), lambda: convert_demonstrations(tmp_path / "bad.pkl", tmp_path / "o")):
+    for read in (
+        lambda: convert_checkpoint(tmp_path / "bad.pt", tmp_path / "out"),
+        lambda: convert_demonstrations(tmp_path / "bad.pkl", tmp_path / "o"),
+    ):
         with pytest.raises(ValueError, match=r"asks for .*it is refused, and nothing of it was run"):
             read()
     assert not mark.exists() and not (tmp_path / "out").exists()
@@ -300,7 +310,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path, authors_module):
     save_authors_checkpoint(tmp_path / "weights.pt", authors_module)
     whole = (tmp_path / "weights.pt").read_bytes()
     (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="no checkpoint of torch.save .* or is cut off"):
+    with pytest.raises(ValueError, match=r"no checkpoint of torch.save .* or is cut off"):
         read_checkpoint(tmp_path / "cut.pt")
     torch.save([1], tmp_path / "list.pt")
     with pytest.raises(ValueError, match="holds a list; the authors' files hold a dictionary"):

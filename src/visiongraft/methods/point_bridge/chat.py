@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
@@ -26,6 +26,7 @@ _MAX_REPLY = 8 * 2**20  # bytes; a reply is a few hundred
 _TRANSIENT = (408, 429, 500, 502, 503, 504)
 
 
+@runtime_checkable
 class Chat(Protocol):
     """Answers a prompt about an image."""
 
@@ -149,7 +150,8 @@ class TransformersChat:
         inputs = self.processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )
-        inputs = inputs.to(self.model.device, self.model.dtype)
+        device, dtype = self.model.device, self.model.dtype
+        inputs = {name: value.to(device, dtype if value.is_floating_point() else None) for name, value in inputs.items()}
         output = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False)
         return self.processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
 

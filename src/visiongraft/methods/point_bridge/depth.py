@@ -4,7 +4,7 @@ A depth source maps a frame to (height, width) float32 metres along the optical 
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +13,10 @@ from torch.nn import functional
 
 from visiongraft.methods.point_bridge.frames import Frame, image_tensor_array
 
-Unit = Literal["m", "mm"]
 _UNITS: dict[str, float] = {"m": 1.0, "mm": 1000.0}
 
 
-def read_depth(depth: Shaped[np.ndarray, "height width"], unit: Unit) -> Float[np.ndarray, "height width"]:
+def read_depth(depth: Shaped[np.ndarray, "..."], unit: str) -> Float[np.ndarray, "height width"]:
     """Depth in metres, infinity where the camera gave NaN, zero or a negative number.
 
     Args:
@@ -51,7 +50,7 @@ class CameraDepth:
         unit: of the map.
     """
 
-    unit: Unit = "m"
+    unit: str = "m"
 
     def __call__(self, frame: Frame) -> Float[np.ndarray, "height width"]:
         """Metres.

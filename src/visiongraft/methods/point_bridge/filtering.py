@@ -17,6 +17,7 @@ from visiongraft.methods.point_bridge.simulated import InstancePointer, Instance
 from visiongraft.methods.point_bridge.tracking import PieceTracker, Tracker
 from visiongraft.robots.points import robot_key_points
 from visiongraft.robots.policy import Observation
+from visiongraft.robots.poses import invert_pose, transform_points
 
 
 class LostObjectError(ValueError):
@@ -27,8 +28,8 @@ class SceneFilter:
     """Adds ``robot_points``, ``object_points`` and ``stale`` to observations, from one camera's images: an observer.
 
     ``reset`` names the objects, points at them and segments them; every call then tracks, reads depth and lifts. An object that is not
-    seen keeps its last points and is named in ``stale``. Everything random is drawn from ``seed`` and the episode's first image, so that
-    an episode gives the same points whatever ran before it.
+    seen keeps its last points and is named in ``stale``; those of an object in the closed gripper move along with it. Everything random
+    is drawn from ``seed`` and the episode's first image, so that an episode gives the same points whatever ran before it.
 
     Args:
         namer: (image, instruction) to names; their order is that of ``object_points``.
@@ -46,6 +47,8 @@ class SceneFilter:
         depth_range: metres outside which depth is not believed.
         min_pixels: pixels below which a mask counts as empty.
         max_stale: frames in a row that an object may not be seen, before :class:`LostObjectError`; ``None`` for ever.
+        carry: metres from the gripper's origin to an object's median point within which a closed gripper carries it along while it is not
+            seen (our choice; the hand hides what it holds). 0 leaves it where it was, as the released code does.
         seed: of everything random.
 
     Source: Point Bridge brief, 2.4.
@@ -69,6 +72,7 @@ class SceneFilter:
         depth_range: tuple[float, float] = DEPTH_RANGE,
         min_pixels: int = 5,
         max_stale: int | None = 20,
+        carry: float = 0.05,
         seed: int = 0,
     ) -> None:
         if num_points < 1 or candidates < num_points:
@@ -78,10 +82,11 @@ class SceneFilter:
         self.namer, self.pointer, self.segmenter, self.tracker, self.depth = namer, pointer, segmenter, tracker, depth
         self.camera, self.right_camera, self.crop, self.noise = camera, right_camera, crop, noise
         self.num_points, self.candidates, self.shrink, self.depth_range = num_points, candidates, shrink, depth_range
-        self.min_pixels, self.max_stale, self.seed = min_pixels, max_stale, seed
+        self.min_pixels, self.max_stale, self.carry, self.seed = min_pixels, max_stale, carry, seed
         self.names: tuple[str, ...] = ()
         self._first: tuple[Observation, Frame, dict[str, Mask]] | None = None
         self._last: dict[str, Float[np.ndarray, "points 3"]] = {}
+        self._gripper = np.eye(4)
         self._unseen: dict[str, int] = {}
         self._rng, self._offset = np.random.default_rng(seed), 0.0
 
@@ -99,6 +104,7 @@ class SceneFilter:
         masks = {name: self._segment(frame, name) for name in names}
         masks = self.tracker.start(frame, masks)
         self.names, self._last, self._unseen = tuple(names), {}, dict.fromkeys(names, 0)
+        self._gripper = observation["gripper_pose"]
         self._first = (observation, frame, masks)
 
     def __call__(self, observation: Observation) -> Observation:
@@ -116,11 +122,14 @@ class SceneFilter:
             frame = self._frame(observation)
             masks = self.tracker.track(frame)
         self._first = None
+        gripper, pose = float(observation["proprioception"][9]), observation["gripper_pose"]
+        if gripper > 0:
+            self._carry_along(pose)
+        self._gripper = pose
         clouds = [self._points(name, masks[name], frame) for name in self.names]
-        gripper = float(observation["proprioception"][9])
         return {
             **observation,
-            "robot_points": robot_key_points(observation["gripper_pose"], gripper),
+            "robot_points": robot_key_points(pose, gripper),
             "object_points": np.stack(clouds).astype(np.float32),
             "stale": tuple(name for name, count in self._unseen.items() if count),
         }
@@ -135,6 +144,13 @@ class SceneFilter:
         if self.noise is not None:
             depth = self.noise.apply(depth, self._offset, self._rng)
         return frame.with_depth(depth)
+
+    def _carry_along(self, pose: Float[np.ndarray, "4 4"]) -> None:
+        """Moves the last points of what the gripper holds with it; those of objects that are seen are replaced afterwards."""
+        motion = pose @ invert_pose(self._gripper)
+        for name, points in self._last.items():
+            if np.linalg.norm(np.median(points, axis=0) - self._gripper[:3, 3]) < self.carry:
+                self._last[name] = transform_points(motion, points).astype(np.float32)
 
     def _segment(self, frame: Frame, name: str) -> Mask:
         return find_mask(frame, name, self.pointer, self.segmenter)

@@ -31,11 +31,11 @@ class Frame:
         ValueError: arrays that do not fit the camera.
     """
 
-    image: Shaped[np.ndarray, "height width 3"]
+    image: Shaped[np.ndarray, "..."]
     camera: Camera
-    depth: Float[np.ndarray, "height width"] | None = None
-    segmentation: Shaped[np.ndarray, "height width"] | None = None
-    right_image: Shaped[np.ndarray, "height width 3"] | None = None
+    depth: Float[np.ndarray, "..."] | None = None
+    segmentation: Shaped[np.ndarray, "..."] | None = None
+    right_image: Shaped[np.ndarray, "..."] | None = None
     right_camera: Camera | None = None
     gripper_pose: Float[np.ndarray, "4 4"] | None = None
 

@@ -20,8 +20,8 @@ def base_points(depth: Float[np.ndarray, "height width"], camera: Camera) -> Flo
 
 
 def object_points(
-    mask: Bool[np.ndarray, "height width"],
-    depth: Float[np.ndarray, "height width"],
+    mask: Bool[np.ndarray, "..."],
+    depth: Float[np.ndarray, "..."],
     camera: Camera,
     rng: np.random.Generator,
     *,

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from visiongraft.geometry.point_sets import project_points
 from visiongraft.media.files import atomic_write
 from visiongraft.media.images import to_image_tensor
-from visiongraft.methods.point_bridge.depth import CameraDepth, Unit
+from visiongraft.methods.point_bridge.depth import CameraDepth
 from visiongraft.methods.point_bridge.filtering import find_mask
 from visiongraft.methods.point_bridge.frames import DepthSource, Frame, Point, Pointer, Segmenter
 from visiongraft.methods.point_bridge.lifting import object_points
@@ -42,12 +42,12 @@ class Perception:
 
 
 def perceive(
-    image: UInt8[np.ndarray, "height width 3"],
+    image: UInt8[np.ndarray, "..."],
     camera: Camera,
     *,
-    depth: Shaped[np.ndarray, "height width"] | None = None,
-    unit: Unit = "m",
-    right_image: UInt8[np.ndarray, "height width 3"] | None = None,
+    depth: Shaped[np.ndarray, "..."] | None = None,
+    unit: str = "m",
+    right_image: UInt8[np.ndarray, "..."] | None = None,
     right_camera: Camera | None = None,
     names: Sequence[str] | None = None,
     instruction: str = "",
@@ -125,7 +125,7 @@ def _names(
 
 def perception_picture(
     image: UInt8[np.ndarray, "height width 3"], found: Perception, scale: int = 1
-) -> Float[torch.Tensor, "3 height width"]:
+) -> Float[torch.Tensor, "3 rows columns"]:
     """The image with coloured masks, the points projected back into it, and names.
 
     Args:
@@ -165,7 +165,7 @@ def write_points(path: str | Path, found: Perception) -> Path:
     rows = np.zeros(objects * count, [("p", "<f4", 3), ("c", "u1", 3), ("label", "u1")])
     rows["p"] = found.points.reshape(-1, 3)
     rows["label"] = np.repeat(np.arange(objects), count)
-    rows["c"] = np.stack([_colour(label) for label in rows["label"]])
+    rows["c"] = np.repeat([_colour(index) for index in range(objects)], count, axis=0)
     names = "".join(f"comment object {index} {' '.join(name.split())}\n" for index, name in enumerate(found.names))
     properties = "".join(
         f"property {kind}\n" for kind in ("float x", "float y", "float z", "uchar red", "uchar green", "uchar blue", "uchar label")
@@ -177,4 +177,4 @@ def write_points(path: str | Path, found: Perception) -> Path:
 
 
 def _colour(index: int) -> UInt8[np.ndarray, "3"]:
-    return _PALETTE[int(index) % len(_PALETTE)]
+    return _PALETTE[index % len(_PALETTE)]

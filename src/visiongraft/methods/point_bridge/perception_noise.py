@@ -52,18 +52,20 @@ class PerceptionNoise:
             offset: from :meth:`draw_offset`.
             rng: of the frame.
         """
+        known = np.isfinite(depth)
+        depth = np.where(known, depth, 0.0)
         noise = self.depth * np.square(depth) * rng.standard_normal(depth.shape, np.float32) + offset
         if self.outliers:
             noise = noise + (rng.random(depth.shape) < self.outliers) * rng.normal(0.0, self.outlier_depth, depth.shape)
-        noisy = np.where(np.isfinite(depth), depth + noise, np.inf)
-        lost = (rng.random(depth.shape) < self.holes) | (noisy <= 0)
+        noisy = depth + noise
+        lost = ~known | (rng.random(depth.shape) < self.holes) | (noisy <= 0)
         return np.where(lost, np.inf, noisy).astype(np.float32)
 
 
 def measure_noise(
     clean: Float[np.ndarray, "frames height width"],
-    depth: Float[np.ndarray, "frames height width"],
-    where: Bool[np.ndarray, "frames height width"] | None = None,
+    depth: Float[np.ndarray, "..."],
+    where: Bool[np.ndarray, "..."] | None = None,
     *,
     eroded: int = 1,
 ) -> PerceptionNoise:
@@ -92,7 +94,7 @@ def measure_noise(
         )
     offsets, scaled, sizes = [], [], []
     for frame_clean, frame_depth, frame_known in zip(clean, depth, known, strict=True):
-        error = (frame_depth - frame_clean)[frame_known].astype(np.float64)
+        error = frame_depth[frame_known].astype(np.float64) - frame_clean[frame_known]
         offsets.append(np.median(error))
         sizes.append(error - offsets[-1])
         scaled.append(sizes[-1] / np.square(frame_clean[frame_known]))

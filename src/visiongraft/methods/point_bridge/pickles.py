@@ -23,7 +23,6 @@ _NUMPY = {
 }
 
 
-
 def _plain_dict(*factory: Any) -> dict[Any, Any]:
     """In the place of the default dictionaries that states of optimisers are kept in."""
     return {}

@@ -52,23 +52,30 @@ class PlaneRemoval:
     gripper: GripperZone | None = GripperZone()
 
     def __call__(self, frame: Frame, point: Point) -> Mask:
-        """Mask of the piece at a pixel; at the nearest one within 3 pixels where the pixel itself is table or has no depth.
+        """Mask of the piece at a pixel; where that is table or has no depth, of the piece around it (a bin's walls around its thin floor),
+        or of the nearest one within a fortieth of the image's width.
 
         Raises:
             ValueError: a frame without depth, a point outside the image, or no plane.
         """
         labels = self.label(frame)
         row, column = pixel_of(point, labels.shape)
-        label = labels[row, column] or _nearest_label(labels, row, column, 3)
+        label = labels[row, column] or _label_around(labels, row, column) or _nearest_label(labels, row, column, labels.shape[1] / 40)
         return (labels == label) & (label > 0)
 
     def label(self, frame: Frame) -> Int[np.ndarray, "height width"]:
         """Pieces that stand on the table, numbered from 1; 0 elsewhere.
 
         Raises:
-            ValueError: a frame without depth, or no plane in it.
+            ValueError: a frame without depth, no plane in it, or depth too noisy for ``height``.
         """
         points, heights = table_heights(frame)
+        scatter = _scatter(heights)
+        if scatter > 0.6 * self.height:
+            raise ValueError(
+                f"The table's heights scatter by {scatter * 1000:.1f} mm in this depth map, too much to tell what stands "
+                f"{self.height * 1000:.0f} mm above it; take PlaneRemoval(height={2 * scatter:.3f}), or a better depth source."
+            )
         standing = (heights > self.height) & (heights < self.max_height)
         if self.gripper is not None and frame.gripper_pose is not None:
             standing &= ~_in_zone(points, frame.gripper_pose, self.gripper)
@@ -93,6 +100,12 @@ def table_heights(frame: Frame) -> tuple[Float[np.ndarray, "height width 3"], Fl
         raise ValueError(f"Only {len(flat)} of {points[..., 0].size} pixels have depth, too few for a table plane; check the depth map.")
     normal, offset, _ = fit_plane(torch.from_numpy(flat), 0.008)
     return points, points @ normal.numpy() - float(offset)
+
+
+def _scatter(heights: Float[np.ndarray, "height width"]) -> float:
+    """Standard deviation of the table's heights, metres; what is 5 cm off the plane is no table, however noisy."""
+    near = np.abs(heights[np.abs(heights) < 0.05])  # comparisons with NaN are false
+    return 1.4826 * float(np.median(near)) if len(near) else 0.0
 
 
 def connected_pieces(
@@ -121,7 +134,13 @@ def _in_zone(points: Float[np.ndarray, "height width 3"], gripper_pose: Float[np
     return ((local > zone.lower) & (local < zone.upper)).all(-1)
 
 
-def _nearest_label(labels: Int[np.ndarray, "height width"], row: int, column: int, reach: int) -> int:
+def _label_around(labels: Int[np.ndarray, "height width"], row: int, column: int) -> int:
+    """The smallest piece that has a pixel in a hole of it; 0 where there is none."""
+    around = [label for label in np.unique(labels[labels > 0]) if ndimage.binary_fill_holes(labels == label)[row, column]]
+    return min((int(label) for label in around), key=lambda label: int((labels == label).sum()), default=0)
+
+
+def _nearest_label(labels: Int[np.ndarray, "height width"], row: int, column: int, reach: float) -> int:
     distance, (rows, columns) = ndimage.distance_transform_edt(labels == 0, return_indices=True)
     if not labels.any() or distance[row, column] > reach:
         return 0

@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +16,6 @@ from PIL import Image
 
 from visiongraft.methods.point_bridge.chat import Chat, TransformersChat
 from visiongraft.methods.point_bridge.frames import Frame, Point
-
-Dialect = Literal["molmo", "molmo2", "gemini"]
 
 PROMPTS: dict[str, str] = {
     "molmo": "Mark a point on the {name}.",
@@ -34,7 +32,7 @@ _TRIPLE_NUMBER = re.compile(r"\d{3,4}")
 _FENCE = re.compile(r"^\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*$", re.DOTALL)
 
 
-def parse_points(reply: str, dialect: Dialect, size: tuple[int, int]) -> list[Point]:
+def parse_points(reply: str, dialect: str, size: tuple[int, int]) -> list[Point]:
     """Points of a model's reply, in its order, as pixels of the image.
 
     Args:
@@ -118,7 +116,7 @@ class ChatPointer:
         prompt: with ``{name}``; the dialect's own by default.
     """
 
-    def __init__(self, chat: Chat, dialect: Dialect, prompt: str | None = None) -> None:
+    def __init__(self, chat: Chat, dialect: str, prompt: str | None = None) -> None:
         if dialect not in PROMPTS:
             raise ValueError(f"Unknown dialect of points {dialect!r}; there are {', '.join(PROMPTS)}.")
         self.chat, self.dialect, self.prompt = chat, dialect, prompt or PROMPTS[dialect]

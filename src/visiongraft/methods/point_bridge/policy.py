@@ -55,7 +55,7 @@ class PointBridgePolicy(Policy):
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "PointBridgePolicy":
         """Moves the model; normalisation and actions stay in NumPy."""
-        self.model.to(device=device, dtype=dtype)
+        self.model.to(device=device, dtype=dtype)  # pyright: ignore[reportCallIssue]
         return self
 
     def reset(self, slot: int = 0) -> None:

@@ -117,7 +117,8 @@ def read_card(folder: str | Path) -> PolicyCard:
     if values.pop("format", None) != _FORMAT:
         raise ValueError(f"{file} is of another format; this release reads {_FORMAT}.")
     try:
-        return PolicyCard(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        return PolicyCard(**fields)
     except TypeError as error:
         raise ValueError(f"{file} is damaged: {error}.") from error
 

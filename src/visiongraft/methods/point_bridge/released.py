@@ -262,7 +262,7 @@ def convert_checkpoint(
     contents = read_checkpoint(pickle_path)
     model: Any = build("policy", config or {}, {part: contents[part] for part in _PARTS if part in contents})
     names = {"points": "past_tracks", "proprioception": "proprioceptive", "actions": "actions"}
-    stats = contents.get("stats")
+    stats: Any = contents.get("stats")
     missing = [key for key in names.values() if not isinstance(stats, dict) or key not in stats]
     if missing:
         raise ValueError(f"{pickle_path} has no statistics of {', '.join(missing)}; without them its actions cannot be read.")

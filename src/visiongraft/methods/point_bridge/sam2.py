@@ -5,11 +5,11 @@ aspect ratio, bilinear; points and boxes are scaled alike; logits go back biline
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.nn import functional
 
@@ -80,9 +80,7 @@ class Sam2Tracker:
     Source: Point Bridge brief, 2.4 step 5.
     """
 
-    def __init__(
-        self, model: Any, *, scale: float = 0.5, prompts: Literal["mask", "points"] = "mask", seed: int = 0, min_area: int = 0
-    ) -> None:
+    def __init__(self, model: Any, *, scale: float = 0.5, prompts: str = "mask", seed: int = 0, min_area: int = 0) -> None:
         if not 0 < scale <= 1:
             raise ValueError(f"Images are tracked at a scale above 0 and of at most 1; got {scale}.")
         if prompts not in ("mask", "points"):
@@ -199,7 +197,7 @@ def session_bytes(session: Any) -> int:
 
 
 def _pixels(
-    image: Int[np.ndarray, "height width 3"], side: int, model: Any, small: tuple[int, int] | None = None
+    image: UInt8[np.ndarray, "height width 3"], side: int, model: Any, small: tuple[int, int] | None = None
 ) -> Float[Tensor, "1 3 side side"]:
     pixels = torch.from_numpy(image_tensor_array(image))[None].to(model.device)
     for size in (small, (side, side)):

@@ -53,7 +53,7 @@ class InstanceSegmenter:
         """Mask of the object at a pixel; empty where the pixel is of no object."""
         segmentation = segmentation_of(frame)
         label = segmentation[pixel_of(point, segmentation.shape)]
-        return erode_mask((segmentation == label) & (label >= 0), self.eroded)
+        return _eroded((segmentation == label) & (label >= 0), self.eroded)
 
 
 class InstanceTracker:
@@ -76,7 +76,13 @@ class InstanceTracker:
     def track(self, frame: Frame) -> dict[str, Mask]:
         """Masks by name."""
         segmentation = segmentation_of(frame)
-        return {name: erode_mask(segmentation == instance_id(name, self.object_names), self.eroded) for name in self._names}
+        return {name: _eroded(segmentation == instance_id(name, self.object_names), self.eroded) for name in self._names}
+
+
+def _eroded(mask: Mask, times: int) -> Mask:
+    """A mask without its edge; one that is nothing but edge, since it is far away or half hidden, stays as it is."""
+    eroded = erode_mask(mask, times)
+    return eroded if eroded.any() else mask
 
 
 def instance_id(name: str, object_names: Sequence[str]) -> int:

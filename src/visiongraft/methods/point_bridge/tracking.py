@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -14,6 +14,7 @@ from visiongraft.methods.point_bridge.lifting import base_points
 from visiongraft.methods.point_bridge.plane_removal import PlaneRemoval
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """Follows masks through an episode."""
 
@@ -101,7 +102,7 @@ class PieceTracker:
         claims = {names[row]: int(pieces[column]) for row, column in zip(rows, columns, strict=True) if distance[row, column] <= self.gate}
         for row, column in zip(rows, columns, strict=True):
             if names[row] in claims:
-                self._warn_if_ambiguous(names[row], distance[row], column)
+                self._warn_if_ambiguous(names[row], distance[row], int(column))
         for name in names:
             if name not in claims and (piece := self._touching(name, points, labels)):
                 claims[name] = piece

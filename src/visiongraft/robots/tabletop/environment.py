@@ -72,7 +72,9 @@ class TabletopEnvironment(RobotEnvironment):
     ) -> None:
         self._task: TabletopTask = TASKS[task]
         if isinstance(pair, bool) or not isinstance(pair, int) or not 0 <= pair < len(self._task.pairs):
-            raise ValueError(f"pair must be an integer from 0 to {len(self._task.pairs) - 1} (the last is the held-out pair), got {pair!r}.")
+            raise ValueError(
+                f"pair must be an integer from 0 to {len(self._task.pairs) - 1} (the last is the held-out pair), got {pair!r}."
+            )
         if not (np.isfinite(camera_error) and camera_error >= 0):
             raise ValueError(f"camera_error must be a distance in metres, at least 0, got {camera_error!r}.")
         self.manipulated, self.target = self._task.pairs[pair]
@@ -102,6 +104,7 @@ class TabletopEnvironment(RobotEnvironment):
         self._xml = xml
         self.model = mujoco.MjModel.from_xml_string(xml)
         self.data = mujoco.MjData(self.model)
+        update_positions(self.model, self.data)  # cameras can be asked for before the first reset
         self._site = self.model.site(GRIPPER_SITE).id
         self._bodies = {name: body_id(self.model, name) for name in self.object_names}
         self._geoms = {name: geoms_of(self.model, [body]) for name, body in self._bodies.items()}

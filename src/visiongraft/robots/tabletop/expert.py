@@ -56,7 +56,9 @@ class TabletopExpert:
             self._release = environment.gripper_pose()[:3, 3]
 
 
-def _action(environment: TabletopEnvironment, offset: Float[np.ndarray, "3"], turn: float, phase: str, speed: float) -> Float[np.ndarray, "7"]:
+def _action(
+    environment: TabletopEnvironment, offset: Float[np.ndarray, "3"], turn: float, phase: str, speed: float
+) -> Float[np.ndarray, "7"]:
     """The way that one step can go, in its direction."""
     move = offset / environment.scale.position
     move = move / max(1.0, float(np.linalg.norm(move)) / speed)
@@ -93,7 +95,7 @@ def _carry_height(environment: TabletopEnvironment, top: float) -> float:
 
 
 def _nearest_turn(environment: TabletopEnvironment, held: Float[np.ndarray, "4 4"], gripper: Float[np.ndarray, "4 4"]) -> float:
-    """The smaller turn that puts the fingers on both sides of the object: along its y axis, for boxes also along its x where it is narrow."""
+    """The smaller turn that puts the fingers on both sides of the object: along its y axis, for narrow boxes also along its x."""
     item = environment.manipulated
     if item.is_round:
         return 0.0

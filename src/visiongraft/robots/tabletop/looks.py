@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from visiongraft.robots.poses import look_at
-from visiongraft.robots.tabletop.objects import COLOURS, Colour, TableObject
+from visiongraft.robots.tabletop.objects import COLOURS, Colour, Shape, TableObject
 
 CAMERA_POSITION, CAMERA_TARGET, CAMERA_FOVY = (-0.05, 0.38, 0.66), (0.5, 0.0, 0.02), 52.0
 """The left camera: position and what it looks at (metres, base frame), vertical field of view (degrees)."""
@@ -56,7 +56,7 @@ def nominal_look(manipulated: TableObject, target: TableObject) -> Look:
 def draw_twin(manipulated: TableObject, target: TableObject, rng: np.random.Generator) -> Look:
     """A "real twin": other colours, a checker, another lamp, friction, drives and camera. Objects keep the hue of their names."""
     table = _any_colour(rng)
-    checker = tuple(float(np.clip(channel + rng.uniform(-0.3, 0.3), 0.05, 0.95)) for channel in table)
+    checker = _triple(np.clip(np.array(table) + rng.uniform(-0.3, 0.3, 3), 0.05, 0.95))
     return Look(
         manipulated=_shade(COLOURS[manipulated.colour], rng),
         target=_shade(COLOURS[target.colour], rng),
@@ -79,7 +79,12 @@ def draw_twin(manipulated: TableObject, target: TableObject, rng: np.random.Gene
 
 def with_distractors(look: Look, rng: np.random.Generator, count: int = 3) -> Look:
     """Adds objects at the table's edge, away from where the task happens and from each other."""
-    shapes = (("sphere", (0.03,)), ("capsule", (0.02, 0.03)), ("ellipsoid", (0.03, 0.022, 0.035)), ("box", (0.02, 0.03, 0.04)))
+    shapes: tuple[tuple[Shape, tuple[float, ...]], ...] = (
+        ("sphere", (0.03,)),
+        ("capsule", (0.02, 0.03)),
+        ("ellipsoid", (0.03, 0.022, 0.035)),
+        ("box", (0.02, 0.03, 0.04)),
+    )
     spots = [(x, side * y) for side in (-1, 1) for x, y in ((0.3, 0.32), (0.45, 0.36), (0.62, 0.34))] + [(0.76, -0.14), (0.78, 0.12)]
     places = []
     for spot in rng.choice(len(spots), count, replace=False):

@@ -38,7 +38,8 @@ def scene_xml(manipulated: TableObject, target: TableObject, look: Look, gripper
         )
     )
     bodies = "\n    ".join(
-        f'<body name="{item.name}" pos="0 0 1"><freejoint/>\n      {object_geoms(item, material, f"{material}_dark", look.friction)}\n    </body>'
+        f'<body name="{item.name}" pos="0 0 1"><freejoint/>\n      '
+        f"{object_geoms(item, material, f'{material}_dark', look.friction)}\n    </body>"
         for item, material in ((manipulated, "manipulated"), (target, "target"))
     )
     x, y, z = look.light_position
@@ -54,7 +55,8 @@ def scene_xml(manipulated: TableObject, target: TableObject, look: Look, gripper
   </visual>
   <statistic extent="1" center="0.5 0 0.1"/>
   <asset>
-    <texture name="table" type="2d" builtin="checker" rgb1="{_numbers(look.table)}" rgb2="{_numbers(look.checker)}" width="256" height="256"/>
+    <texture name="table" type="2d" builtin="checker" rgb1="{_numbers(look.table)}" rgb2="{_numbers(look.checker)}" width="256"
+             height="256"/>
     <material name="table" texture="table" texrepeat="{repeat} {repeat}" texuniform="true" specular="0" shininess="0"/>
     {_materials(look)}
   </asset>

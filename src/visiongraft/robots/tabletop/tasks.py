@@ -1,4 +1,4 @@
-"""The tabletop's tasks and their instance pairs, as data. Source: brief, section 9 (our world, after the paper's bowl, plate and mug tasks)."""
+"""The tabletop's tasks and their instance pairs, as data. Source: brief, section 9 (our world, after the paper's bowls and mugs)."""
 
 from dataclasses import dataclass
 

@@ -1,0 +1,123 @@
+"""Roll-outs of a policy, and its server: what ``evaluate`` and ``serve`` do."""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from visiongraft.methods.point_bridge.commands import EvaluateOptions, ServeOptions
+from visiongraft.methods.point_bridge.data_files import pairs_of
+from visiongraft.methods.point_bridge.observing import Eyes
+from visiongraft.methods.point_bridge.policy import PointBridgePolicy
+from visiongraft.methods.point_bridge.small import load_policy
+from visiongraft.robots.extras import require
+
+SCENE_POINTS = 512
+OBSERVED_KEYS = {
+    "points": ("robot_points", "object_points"),
+    "scene": ("scene_points", "robot_points"),
+    "image": ("images",),
+}
+
+
+def evaluate_policy(options: EvaluateOptions) -> int:
+    """Runs ``evaluate``; prints the table."""
+    require("mujoco")
+    from visiongraft.robots.rollout_episode import Recording
+    from visiongraft.robots.rollouts import EvaluationTask, evaluate
+
+    if options.video and options.output is None:
+        raise ValueError("Videos need a folder; give --output.")
+    policy, tasks, observed, identity = _policy(options)
+    eyes = Eyes(
+        options.perception or _default_perception(observed, options.twin),
+        camera=options.camera,
+        size=options.image_size,
+        points=options.points or (SCENE_POINTS if observed == "scene" else 128),
+        seed=options.seed,
+    )
+    extra: dict[str, Any] = {"twin": True} if options.twin else {}
+    extra |= {} if options.distractors is None else {"distractors": options.distractors}
+    extra |= {"camera_error": options.camera_error} if options.camera_error else {}
+    planned = [
+        EvaluationTask(task, extra | ({} if pair is None else {"pair": pair})) for task in tasks for pair in pairs_of(task, options.pairs)
+    ]
+    result = evaluate(
+        planned,
+        policy,
+        episodes=options.episodes,
+        seed=options.seed,
+        execute=_execution(options.execute),
+        max_steps=options.max_steps,
+        observer_factory=eyes.observer_factory,
+        view=eyes.view,
+        slots=options.slots,
+        workers=options.workers,
+        output=options.output,
+        identity=identity | {"perception": eyes.perception, "points": eyes.points},
+        video=Recording(first=options.video) if options.video else None,
+    )
+    print(result)
+    return 0
+
+
+def serve_policy(options: ServeOptions) -> int:
+    """Runs ``serve`` until Ctrl-C."""
+    require("websockets")
+    from visiongraft.robots.hosting import policy_backend
+    from visiongraft.robots.server import ServerConfig, serve
+
+    policy = load_policy(options.weights, device=options.device)
+    keys = [*OBSERVED_KEYS[policy.model.config.observed], "proprioception", "instruction"]
+    backend = policy_backend(
+        policy,
+        chunk=policy.model.config.chunk,
+        tasks=policy.card.tasks,
+        observation_keys=keys,
+        fingerprint=fingerprint(policy),
+    )
+    serve(backend, ServerConfig(host=options.host, port=options.port), on_ready=lambda address: print(address, flush=True))
+    return 0
+
+
+def fingerprint(policy: PointBridgePolicy) -> str:
+    """A short name of a policy's weights and statistics."""
+    content = hashlib.sha256()
+    for name, tensor in sorted(policy.model.state_dict().items()):
+        content.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
+    for name, limits in sorted(policy.statistics.items()):
+        content.update(name.encode() + np.asarray(limits.minimum).tobytes() + np.asarray(limits.maximum).tobytes())
+    return content.hexdigest()[:16]
+
+
+def _policy(options: EvaluateOptions) -> tuple[Any, list[str], str, dict[str, Any]]:
+    """Policy, tasks, what it sees, and facts that tell it from others."""
+    if options.weights.startswith(("ws://", "wss://")):
+        require("websockets")
+        from visiongraft.robots.client import RemotePolicy
+
+        policy: Any = RemotePolicy(options.weights)
+        keys = policy.metadata.get("observation_keys") or ()
+        observed = "scene" if "scene_points" in keys else "image" if "images" in keys else "points"
+        tasks, known = policy.metadata.get("tasks") or [], policy.metadata.get("fingerprint")
+    else:
+        policy = load_policy(options.weights, tasks=options.tasks, device=options.device)
+        observed, tasks, known = policy.model.config.observed, list(policy.card.tasks), fingerprint(policy)
+    chosen = options.tasks or list(tasks)
+    if not chosen:
+        raise ValueError("The policy does not say which tasks it was trained on; name some with --tasks.")
+    return policy, chosen, observed, {"policy": known}
+
+
+def _default_perception(observed: str, twin: bool) -> str:
+    if observed == "points":
+        return "segmentation" if twin else "simulator"
+    return "scene" if observed == "scene" else "images"
+
+
+def _execution(text: str) -> Any:
+    if text == "ensemble":
+        return text
+    if text.isdecimal() and int(text) >= 1:
+        return int(text)
+    raise ValueError(f"execute must be ensemble or a number of actions of at least 1; got {text!r}.")

@@ -1,0 +1,96 @@
+"""What a policy is shown, by name: the simulator's own points, or points from rendered images as a robot would have them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, get_args
+
+from visiongraft.robots.environment import Modality, RobotEnvironment, View
+from visiongraft.robots.observers import Observer
+
+Perception = Literal["simulator", "aligned", "segmentation", "stereo", "plane", "scene", "images"]
+"""``simulator``: points of the true surfaces. ``aligned``: those, moved to what a camera sees (training data). ``segmentation``: the scene
+filter with the simulator's masks, eroded, and noisy depth. ``stereo``: the same with depth of a stereo pair by semi-global matching.
+``plane``: pieces above the table plane in noisy depth; the simulator only says where they are in the first frame. ``scene``: the unfiltered
+cloud. ``images``: nothing is added."""
+PERCEPTIONS: tuple[str, ...] = get_args(Perception)
+
+
+@dataclass(frozen=True)
+class Eyes:
+    """How observations are made.
+
+    Args:
+        perception: see :data:`Perception`.
+        camera: the camera in use; ``images`` sees it too.
+        right_camera: the other one of the stereo pair.
+        size: height and width of its images in pixels.
+        points: of every object, or of the scene.
+        renderer: see :class:`visiongraft.robots.environment.View`.
+        seed: of everything that is drawn.
+
+    Raises:
+        ValueError: an unknown perception.
+    """
+
+    perception: str = "simulator"
+    camera: str = "left"
+    right_camera: str = "right"
+    size: tuple[int, int] = (120, 160)
+    points: int = 128
+    renderer: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.perception not in PERCEPTIONS:
+            raise ValueError(f"Unknown perception {self.perception!r}; there are {', '.join(PERCEPTIONS)}.")
+
+    @property
+    def view(self) -> View:
+        """What environments have to render for it."""
+        modalities: dict[str, tuple[Modality, ...]] = {
+            "aligned": ("depth",),
+            "segmentation": ("images", "depth", "segmentation"),
+            "stereo": ("images", "depth", "segmentation"),
+            "plane": ("images", "depth", "segmentation"),
+            "scene": ("depth",),
+            "images": ("images",),
+        }
+        if self.perception == "simulator":
+            return View(size=self.size, renderer=self.renderer)
+        cameras = (self.camera, self.right_camera) if self.perception == "stereo" else (self.camera,)
+        return View(cameras=cameras, modalities=modalities[self.perception], size=self.size, renderer=self.renderer)
+
+    @property
+    def observer_factory(self) -> Callable[[RobotEnvironment], Observer] | None:
+        """Gives an environment its observer; None where nothing is added. It can be sent to other processes."""
+        return None if self.perception == "images" else partial(make_observer, self)
+
+
+def make_observer(eyes: Eyes, environment: RobotEnvironment) -> Observer:
+    """The observer of an environment.
+
+    Raises:
+        ValueError: ``images``, which needs none, or a camera that the environment does not have.
+    """
+    from visiongraft.methods.point_bridge.filtering import plane_filter, simulator_filter
+    from visiongraft.methods.point_bridge.naming import given_names
+    from visiongraft.methods.point_bridge.perception_noise import PerceptionNoise
+    from visiongraft.methods.point_bridge.simulated import InstancePointer
+    from visiongraft.methods.point_bridge.stereo import SemiGlobalMatcher, StereoDepth
+    from visiongraft.robots.points import SimulatorPoints
+    from visiongraft.robots.scene_clouds import SceneCloud
+
+    names = environment.object_names
+    if eyes.perception == "images":
+        raise ValueError("An image policy sees the images themselves; it needs no observer.")
+    if eyes.perception in ("simulator", "aligned"):
+        return SimulatorPoints(environment, eyes.points, eyes.seed, eyes.camera if eyes.perception == "aligned" else None)
+    if eyes.perception == "scene":
+        return SceneCloud(eyes.camera, eyes.points)
+    if eyes.perception == "plane":
+        return plane_filter(
+            given_names(names), InstancePointer(names), eyes.camera, noise=PerceptionNoise(), num_points=eyes.points, seed=eyes.seed
+        )
+    depth, right = (StereoDepth(SemiGlobalMatcher()), eyes.right_camera) if eyes.perception == "stereo" else (None, None)
+    return simulator_filter(names, eyes.camera, depth=depth, right_camera=right, num_points=eyes.points, seed=eyes.seed)
