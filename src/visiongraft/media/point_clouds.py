@@ -46,6 +46,7 @@ def write_ply(
     points: Shaped[np.ndarray, "n 3"],
     colors: Shaped[np.ndarray, "..."] | None = None,
     labels: Shaped[np.ndarray, "..."] | None = None,
+    names: Sequence[str] = (),
 ) -> Path:
     """Writes a binary little-endian PLY file, atomically.
 
@@ -54,6 +55,7 @@ def write_ply(
         points: metres, stored as float32.
         colors: (n, 3) uint8.
         labels: (n,) integers that fit 32 bits; stored as the property ``label``.
+        names: of the labels 0, 1, ...; stored as comments.
 
     Raises:
         ValueError: points that are not finite, or colours or labels of another length or type.
@@ -74,11 +76,12 @@ def write_ply(
     rows = np.empty(count, [(name, _TYPES[kind]) for name, kind, _ in fields])
     for name, _, values in fields:
         rows[name] = values
-    header = ["ply", "format binary_little_endian 1.0", f"element vertex {count}"]
+    header = ["ply", "format binary_little_endian 1.0"]
+    header += [f"comment label {number} is {' '.join(name.split())}" for number, name in enumerate(names)] + [f"element vertex {count}"]
     header += [f"property {kind} {name}" for name, kind, _ in fields] + ["end_header", ""]
     path = Path(path)
     with atomic_write(path) as temporary:
-        temporary.write_bytes("\n".join(header).encode() + rows.tobytes())
+        temporary.write_bytes("\n".join(header).encode("ascii", "replace") + rows.tobytes())
     return path
 
 

@@ -9,8 +9,8 @@ from jaxtyping import Float, Shaped
 from scipy.spatial.transform import Rotation
 
 
-def make_pose(rotation: Shaped[np.ndarray, "*batch 3 3"], position: Shaped[np.ndarray, "*batch 3"]) -> Float[np.ndarray, "*batch 4 4"]:
-    """Pose from a rotation matrix and a position in metres."""
+def make_pose(rotation: Shaped[np.ndarray, "*#batch 3 3"], position: Shaped[np.ndarray, "*#batch 3"]) -> Float[np.ndarray, "... 4 4"]:
+    """Pose from a rotation matrix and a position in metres; leading axes broadcast."""
     rotation, position = np.asarray(rotation, np.float64), np.asarray(position, np.float64)
     pose = np.zeros((*np.broadcast_shapes(rotation.shape[:-2], position.shape[:-1]), 4, 4))
     pose[..., :3, :3], pose[..., :3, 3], pose[..., 3, 3] = rotation, position, 1
@@ -71,9 +71,7 @@ def rotation_from_6d(rows: Shaped[np.ndarray, "*batch 6"]) -> Float[np.ndarray, 
     length = np.linalg.norm(second, axis=-1, keepdims=True)
     second = second / np.where(length > 1e-8, length, np.nan)
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
-        raise ValueError(
-            "A 6D rotation has rows that are zero, parallel or not finite; the policy that made it is untrained or broken."
-        )
+        raise ValueError("A 6D rotation has rows that are zero, parallel or not finite; the policy that made it is untrained or broken.")
     return np.stack([first, second, np.cross(first, second)], axis=-2)
 
 

@@ -174,7 +174,11 @@ def _moment(environment: RobotEnvironment, observation: Observation, action: np.
 
 def stored_observation(observation: Observation) -> dict[str, np.ndarray]:
     """What of an observation a file keeps: arrays under robomimic's flat names (``left_image``, ``left_depth`` for a camera ``left``)."""
-    arrays = {name: np.asarray(observation[name]) for name in ("proprioception", "robot_points", "object_points") if name in observation}
+    arrays = {
+        name: np.asarray(observation[name])
+        for name in ("proprioception", "robot_points", "object_points", "scene_points")
+        if name in observation
+    }
     for modality, suffix in (("images", "image"), ("depth", "depth"), ("segmentation", "segmentation")):
         arrays |= {f"{camera}_{suffix}": np.asarray(image) for camera, image in observation.get(modality, {}).items()}
     return arrays

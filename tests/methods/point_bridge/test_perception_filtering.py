@@ -252,8 +252,8 @@ def test_the_picture_marks_objects_where_they_are(
 def test_points_are_written_as_ply(perceived: Perception, tmp_path) -> None:
     path = write_points(tmp_path / "scene.ply", perceived)
     header, body = path.read_bytes().split(b"end_header\n", 1)
-    assert f"comment object 0 {perceived.names[0]}".encode() in header and b"element vertex 256" in header
-    rows = np.frombuffer(body, [("p", "<f4", 3), ("c", "u1", 3), ("label", "u1")])
+    assert f"comment label 0 is {perceived.names[0]}".encode() in header and b"element vertex 256" in header
+    rows = np.frombuffer(body, [("p", "<f4", 3), ("c", "u1", 3), ("label", "<i4")])
     assert np.array_equal(rows["p"].reshape(2, 128, 3), perceived.points) and rows["label"].tolist() == [0] * 128 + [1] * 128
     with pytest.raises(ValueError, match=r"written as \.ply, got scene\.obj"):
         write_points(tmp_path / "scene.obj", perceived)

@@ -76,6 +76,8 @@ class GenerateOptions(Recording):
         num: demonstrations, of every file
         output: folder of the generated files; default: the folder of the sources
         preset: noise and joining of segments as in mimicgen or mimiclabs
+        offset: lowest and highest number of steps that are added at random to the end of a subtask; MimicGen's (10, 20) suits long human
+            demonstrations, the scripted ones are short
         trim: leave out the free-space approach of source segments, and interpolate to where they come near their object
     """
 
@@ -84,6 +86,7 @@ class GenerateOptions(Recording):
     num: int = 25
     output: Path | None = None
     preset: Literal["mimicgen", "mimiclabs"] = "mimiclabs"
+    offset: tuple[int, int] = (2, 5)
     trim: bool = True
 
 
@@ -257,7 +260,8 @@ class PerceiveOptions:
         names: of the objects, which a grounding detector then finds
         instruction: what the robot has to do; a model behind namer then names the objects
         namer: an OpenAI-compatible endpoint's address, gemini, or a hub id or folder of a vision language model
-        namer_model: name of the model behind an endpoint
+        namer_model: name of the model behind an endpoint, or of Gemini
+        namer_key: environment variable that holds the endpoint's key
         pointer: hub id or folder of a grounding detector of Transformers, or of a Molmo 2
         segmenter: plane (what stands on the table), color, or the hub id or folder of a SAM 2
         points: of every object
@@ -278,6 +282,7 @@ class PerceiveOptions:
     instruction: str = ""
     namer: str | None = None
     namer_model: str = ""
+    namer_key: str | None = None
     pointer: str | None = None
     segmenter: str = "plane"
     points: int = 128

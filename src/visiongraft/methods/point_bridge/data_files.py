@@ -63,6 +63,7 @@ def generate_files(options: GenerateOptions) -> int:
             options=known | _environment_options(None, options.twin) | {"view": eyes.view},
             seed=options.seed,
             preset_name=options.preset,
+            offset_range=options.offset,
             settings=settings,
             make_observer=eyes.observer_factory,
             workers=options.workers,

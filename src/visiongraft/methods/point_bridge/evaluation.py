@@ -1,14 +1,10 @@
 """Roll-outs of a policy, and its server: what ``evaluate`` and ``serve`` do."""
 
-import hashlib
 from typing import Any
-
-import numpy as np
 
 from visiongraft.methods.point_bridge.commands import EvaluateOptions, ServeOptions
 from visiongraft.methods.point_bridge.data_files import pairs_of
 from visiongraft.methods.point_bridge.observing import Eyes
-from visiongraft.methods.point_bridge.policy import PointBridgePolicy
 from visiongraft.methods.point_bridge.small import load_policy
 from visiongraft.robots.extras import require
 
@@ -74,20 +70,9 @@ def serve_policy(options: ServeOptions) -> int:
         chunk=policy.model.config.chunk,
         tasks=policy.card.tasks,
         observation_keys=keys,
-        fingerprint=fingerprint(policy),
     )
     serve(backend, ServerConfig(host=options.host, port=options.port), on_ready=lambda address: print(address, flush=True))
     return 0
-
-
-def fingerprint(policy: PointBridgePolicy) -> str:
-    """A short name of a policy's weights and statistics."""
-    content = hashlib.sha256()
-    for name, tensor in sorted(policy.model.state_dict().items()):
-        content.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
-    for name, limits in sorted(policy.statistics.items()):
-        content.update(name.encode() + np.asarray(limits.minimum).tobytes() + np.asarray(limits.maximum).tobytes())
-    return content.hexdigest()[:16]
 
 
 def _policy(options: EvaluateOptions) -> tuple[Any, list[str], str, dict[str, Any]]:
@@ -102,7 +87,7 @@ def _policy(options: EvaluateOptions) -> tuple[Any, list[str], str, dict[str, An
         tasks, known = policy.metadata.get("tasks") or [], policy.metadata.get("fingerprint")
     else:
         policy = load_policy(options.weights, tasks=options.tasks, device=options.device)
-        observed, tasks, known = policy.model.config.observed, list(policy.card.tasks), fingerprint(policy)
+        observed, tasks, known = policy.model.config.observed, list(policy.card.tasks), policy.fingerprint
     chosen = options.tasks or list(tasks)
     if not chosen:
         raise ValueError("The policy does not say which tasks it was trained on; name some with --tasks.")

@@ -21,9 +21,7 @@ def clean_mask(mask: Bool[np.ndarray, "height width"], min_area: int = 100) -> B
     """
     opened = ndimage.binary_opening(mask, _ALL_EIGHT)
     labels, _ = ndimage.label(opened, _ALL_EIGHT)
-    large = np.bincount(labels.ravel()) >= min_area
-    large[0] = False
-    return large[labels]
+    return np.asarray(opened, bool) & np.isin(labels, np.flatnonzero(np.bincount(np.ravel(labels)) >= min_area))
 
 
 def erode_mask(mask: Bool[np.ndarray, "height width"], times: int = 1) -> Bool[np.ndarray, "height width"]:
@@ -53,7 +51,7 @@ def shrink_mask(mask: Bool[np.ndarray, "height width"], amount: float = 0.2) -> 
     shrunken = np.zeros_like(mask)
     for label, box in enumerate(ndimage.find_objects(labels), 1):
         piece = labels[box] == label
-        filled = ndimage.binary_fill_holes(piece)
+        filled = np.asarray(ndimage.binary_fill_holes(piece), bool)
         places = np.argwhere(piece)
         centroid = np.argwhere(filled).mean(0)
         source = np.rint(centroid + (places - centroid) / (1 - amount)).astype(int)

@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float, Shaped, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from visiongraft.geometry.point_sets import project_points
-from visiongraft.media.files import atomic_write
 from visiongraft.media.images import to_image_tensor
+from visiongraft.media.point_clouds import write_ply
 from visiongraft.methods.point_bridge.depth import CameraDepth
 from visiongraft.methods.point_bridge.filtering import find_mask
 from visiongraft.methods.point_bridge.frames import DepthSource, Frame, Point, Pointer, Segmenter
@@ -161,19 +161,10 @@ def write_points(path: str | Path, found: Perception) -> Path:
     path = Path(path)
     if path.suffix.lower() != ".ply":
         raise ValueError(f"Points are written as .ply, got {path.name}.")
-    objects, count = found.points.shape[:2]
-    rows = np.zeros(objects * count, [("p", "<f4", 3), ("c", "u1", 3), ("label", "u1")])
-    rows["p"] = found.points.reshape(-1, 3)
-    rows["label"] = np.repeat(np.arange(objects), count)
-    rows["c"] = np.repeat([_colour(index) for index in range(objects)], count, axis=0)
-    names = "".join(f"comment object {index} {' '.join(name.split())}\n" for index, name in enumerate(found.names))
-    properties = "".join(
-        f"property {kind}\n" for kind in ("float x", "float y", "float z", "uchar red", "uchar green", "uchar blue", "uchar label")
-    )
-    header = f"ply\nformat binary_little_endian 1.0\n{names}element vertex {len(rows)}\n{properties}end_header\n"
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(header.encode("ascii", "replace") + rows.tobytes())
-    return path
+    count = found.points.shape[1]
+    labels = np.repeat(np.arange(len(found.names)), count)
+    colors = np.repeat(np.stack([_colour(index) for index in range(len(found.names))]), count, axis=0)
+    return write_ply(path, found.points.reshape(-1, 3), colors, labels, found.names)
 
 
 def _colour(index: int) -> UInt8[np.ndarray, "3"]:

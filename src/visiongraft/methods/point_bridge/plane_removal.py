@@ -79,7 +79,7 @@ class PlaneRemoval:
         standing = (heights > self.height) & (heights < self.max_height)
         if self.gripper is not None and frame.gripper_pose is not None:
             standing &= ~_in_zone(points, frame.gripper_pose, self.gripper)
-        depth = np.where(standing, frame.depth, np.nan)
+        depth = np.where(standing, np.asarray(frame.depth), np.nan)
         labels = connected_pieces(standing, depth, self.depth_jump)
         large = np.bincount(labels.ravel()) >= self.min_area
         large[0] = False
@@ -131,12 +131,12 @@ def connected_pieces(
 
 def _in_zone(points: Float[np.ndarray, "height width 3"], gripper_pose: Float[np.ndarray, "4 4"], zone: GripperZone) -> Mask:
     local = transform_points(invert_pose(gripper_pose), points.reshape(-1, 3)).reshape(points.shape)
-    return ((local > zone.lower) & (local < zone.upper)).all(-1)
+    return np.all((local > zone.lower) & (local < zone.upper), axis=-1)
 
 
 def _label_around(labels: Int[np.ndarray, "height width"], row: int, column: int) -> int:
     """The smallest piece that has a pixel in a hole of it; 0 where there is none."""
-    around = [label for label in np.unique(labels[labels > 0]) if ndimage.binary_fill_holes(labels == label)[row, column]]
+    around = [label for label in np.unique(labels[labels > 0]) if np.asarray(ndimage.binary_fill_holes(labels == label))[row, column]]
     return min((int(label) for label in around), key=lambda label: int((labels == label).sum()), default=0)
 
 

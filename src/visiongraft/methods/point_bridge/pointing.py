@@ -100,10 +100,11 @@ def _gemini(reply: str) -> list[Point]:
     points: list[Point] = []
     for entry in entries:
         pair = entry.get("point") if isinstance(entry, dict) else None
-        proper = isinstance(pair, list) and len(pair) == 2 and all(type(x) in (int, float) and math.isfinite(x) for x in pair)
-        if not proper:
-            raise ValueError(f"An entry of the model's list is not {{'point': [y, x]}}: {str(entry)[:80]}.")
-        points.append((float(pair[1]), float(pair[0])))
+        match pair:
+            case [int() | float() as y, int() | float() as x] if not isinstance(y, bool) and not isinstance(x, bool):
+                points.append((float(x), float(y)))
+            case _:
+                raise ValueError(f"An entry of the model's list is not {{'point': [y, x]}}: {str(entry)[:80]}.")
     return points
 
 

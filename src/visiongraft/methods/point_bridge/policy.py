@@ -1,5 +1,7 @@
 """A trained policy that acts: observations in, chunks of absolute actions out."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -57,6 +59,15 @@ class PointBridgePolicy(Policy):
         """Moves the model; normalisation and actions stay in NumPy."""
         self.model.to(device=device, dtype=dtype)  # pyright: ignore[reportCallIssue]
         return self
+
+    @property
+    def fingerprint(self) -> str:
+        """A short name of weights and statistics, which tells this policy from others."""
+        content = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            content.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
+        content.update(json.dumps({name: limits.to_dict() for name, limits in self.statistics.items()}, sort_keys=True).encode())
+        return content.hexdigest()[:16]
 
     def reset(self, slot: int = 0) -> None:
         """Forgets the slot's history and where its robot began."""

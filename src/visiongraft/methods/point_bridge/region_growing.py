@@ -37,7 +37,7 @@ class RegionGrowing:
         similar = np.linalg.norm(colours - np.median(near, axis=0), axis=-1) < self.tolerance
         similar[row, column] = True
         labels, _ = ndimage.label(similar, np.ones((3, 3), bool))
-        region = ndimage.binary_fill_holes(labels == labels[row, column])
+        region = np.asarray(ndimage.binary_fill_holes(labels == labels[row, column]), bool)
         if region.mean() > self.max_fraction:
             raise ValueError(
                 f"The region of the colour at (u={point[0]:.0f}, v={point[1]:.0f}) covers {region.mean():.0%} of the image: it is the "

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,7 @@ class NetworkMatcher:
         if not Path(path).is_file():
             raise FileNotFoundError(f"There is no stereo network {path}; export one to ONNX, or use SemiGlobalMatcher.")
         try:
-            import onnxruntime
+            onnxruntime = import_module("onnxruntime")
         except ModuleNotFoundError:
             raise ImportError("onnxruntime is not installed; install it with: pip install onnxruntime") from None
         self.size = size
