@@ -5,9 +5,10 @@ import pytest
 from visiongraft.robots.cameras import Camera, intrinsics_from_fovy
 from visiongraft.robots.environment import RobotEnvironment, View
 from visiongraft.robots.environments import make_environment
+from visiongraft.robots.key_points import robot_key_points
 from visiongraft.robots.mujoco_bodies import camera_pose
 from visiongraft.robots.observers import Observer
-from visiongraft.robots.points import GripperKeyPoints, SimulatorPoints, add_point_noise, align_to_depth, robot_key_points
+from visiongraft.robots.points import SimulatorPoints, align_to_depth
 from visiongraft.robots.poses import invert_pose, look_at, make_pose, rotation_from_vector, transform_points
 
 SCENE = """
@@ -97,35 +98,6 @@ def in_body(environment, body, points):
     found = environment.data.body(body)
     pose = invert_pose(environment.base) @ make_pose(found.xmat.reshape(3, 3), found.xpos)
     return transform_points(invert_pose(pose), points.astype(np.float64))
-
-
-def test_key_points_are_those_of_the_brief_in_the_gripper_frame():
-    points = robot_key_points(np.eye(4), -1.0)
-    expected = [[0, 0.04, 0], [0, -0.04, 0], [0, 0, -0.08], [0, 0.05, -0.08], [0, -0.05, -0.08], [0, 0, -0.04], [0, 0.05, -0.04]]
-    assert points.dtype == np.float32 and np.allclose(points, expected + [[0, -0.05, -0.04]])
-    closed = robot_key_points(np.eye(4), 0.1)
-    assert np.allclose(closed[:2], [[0, 0.015, 0], [0, -0.015, 0]]) and np.array_equal(closed[2:], points[2:])
-    assert np.array_equal(robot_key_points(np.eye(4), 0.0), points)
-
-
-def test_key_points_move_with_the_gripper_one_pose_and_command_each():
-    rng = np.random.default_rng(0)
-    poses = make_pose(rotation_from_vector(rng.normal(size=(4, 3))), rng.normal(size=(4, 3)))
-    points = robot_key_points(poses, np.array([-1.0, 1.0, 0.3, -0.2]))
-    for i, command in enumerate((-1.0, 1.0, 0.3, -0.2)):
-        assert np.array_equal(points[i], robot_key_points(poses[i], command))
-        assert np.allclose(
-            transform_points(invert_pose(poses[i]), points[i].astype(np.float64)), robot_key_points(np.eye(4), command), atol=1e-6
-        )
-
-
-def test_another_gripper_is_another_table():
-    table = GripperKeyPoints(((0.0, 0.1, 0.0), (0.0, 0.0, 0.2)), ((0, (0.0, 0.0, 0.0)),))
-    assert robot_key_points(np.eye(4), 1.0, table).tolist() == [[0, 0, 0], [0, 0, np.float32(0.2)]]
-    with pytest.raises(ValueError, match="rows of three finite numbers"):
-        GripperKeyPoints(((0.0, 0.1),), ())
-    with pytest.raises(ValueError, match=r"Closed key points \[3\] are none of the 1 key points"):
-        GripperKeyPoints(((0.0, 0.1, 0.0),), ((3, (0.0, 0.0, 0.0)),))
 
 
 def test_points_lie_on_their_bodies_and_stay_there():
@@ -234,16 +206,6 @@ def test_alignment_takes_depth_from_the_observation_or_renders_it():
     assert np.allclose(found["object_points"], align_to_depth(plain, np.full((60, 80), 0.7), camera), atol=5e-3)
     seen = {**observation, "depth": {"above": np.full((60, 80), 0.7, np.float32)}, "cameras": {"above": camera}}
     assert np.array_equal(observer(seen)["object_points"], found["object_points"]) and cell.rendered == 1
-
-
-def test_noise_has_the_size_it_says_and_moves_a_copy():
-    points = np.zeros((50, 128, 3), np.float32)
-    noisy = add_point_noise(points, np.random.default_rng(0), 0.02)
-    assert noisy.std() == pytest.approx(0.02, rel=0.02) and abs(noisy.mean()) < 1e-3 and not points.any() and noisy.dtype == np.float32
-    assert np.array_equal(noisy, add_point_noise(points, np.random.default_rng(0), 0.02))
-    assert np.array_equal(add_point_noise(noisy, np.random.default_rng(0), 0.0), noisy)
-    with pytest.raises(ValueError, match="not negative; got -1"):
-        add_point_noise(points, np.random.default_rng(0), -1.0)
 
 
 def test_observer_says_what_is_wrong():

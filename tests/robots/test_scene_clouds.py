@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from visiongraft.robots.cameras import Camera, intrinsics_from_fovy
+from visiongraft.robots.key_points import robot_key_points
 from visiongraft.robots.observers import Observer, camera_depth
-from visiongraft.robots.points import robot_key_points
 from visiongraft.robots.poses import look_at, transform_points
 from visiongraft.robots.scene_clouds import SceneCloud, scene_cloud
 

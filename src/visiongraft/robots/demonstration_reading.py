@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from visiongraft.robots.episodes import NEEDS_DATAGEN_INFO, Attribute, Demonstration, check_shapes, check_values
+from visiongraft.robots.extras import require
+
+require("h5py")  # before it is imported, so that a missing one is named with its command
+import h5py  # noqa: E402
 
 _STEPWISE = ("actions", "states", "rewards", "dones", "obs", "next_obs", "datagen_info")
 _OWN_ATTRIBUTES = ("num_samples", "model_file", "seed", "instruction", "ep_meta", "init_state")

@@ -2,8 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium
 import mujoco
@@ -14,25 +13,9 @@ from visiongraft.robots.actions import ACTION_SIZES, ActionScale, check_actions
 from visiongraft.robots.cameras import Camera
 from visiongraft.robots.policy import Observation
 from visiongraft.robots.poses import rotation_6d
+from visiongraft.robots.views import Modality, View
 
-Modality = Literal["images", "depth", "segmentation"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class View:
-    """What an environment renders into its observations; nothing by default, so that state-only work is fast.
-
-    Args:
-        cameras: names of cameras.
-        modalities: any of images, depth, segmentation.
-        size: height and width in pixels.
-        renderer: ``egl``, ``osmesa``, ``raycast``, or ``auto`` for the first of them that works here.
-    """
-
-    cameras: tuple[str, ...] = ()
-    modalities: tuple[Modality, ...] = ("images",)
-    size: tuple[int, int] = (128, 128)
-    renderer: str = "auto"
+__all__ = ["Modality", "RobotEnvironment", "View"]
 
 
 class RobotEnvironment(gymnasium.Env):

@@ -1,85 +1,22 @@
-"""The few points that stand for a scene: key points of the gripper, and points on objects taken from the simulator."""
+"""The few points that stand for a scene, from the simulator: points on its objects, and the gripper's key points beside them."""
 
 import hashlib
 from collections.abc import Collection
-from dataclasses import dataclass
 
 import mujoco
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 
 from visiongraft.geometry.lifting import lift_pixels, pixel_centers, project_points
 from visiongraft.geometry.point_sets import farthest_points
 from visiongraft.robots.body_surfaces import VISUAL_GROUPS, has_surface, sample_body
 from visiongraft.robots.cameras import Camera
 from visiongraft.robots.environment import RobotEnvironment
+from visiongraft.robots.key_points import GripperKeyPoints, robot_key_points
 from visiongraft.robots.observers import camera_depth
 from visiongraft.robots.policy import Observation
-from visiongraft.robots.poses import invert_pose, make_pose, transform_points
-
-_PANDA = (
-    (0.0, 0.04, 0.0),
-    (0.0, -0.04, 0.0),
-    (0.0, 0.0, -0.08),
-    (0.0, 0.05, -0.08),
-    (0.0, -0.05, -0.08),
-    (0.0, 0.0, -0.04),
-    (0.0, 0.05, -0.04),
-    (0.0, -0.05, -0.04),
-)
-_PANDA_CLOSED = ((0, (0.0, 0.015, 0.0)), (1, (0.0, -0.015, 0.0)))
-
-
-@dataclass(frozen=True)
-class GripperKeyPoints:
-    """Key points of a gripper in its own frame (z approach, y finger axis), metres. The default is the hand of Panda and FR3.
-
-    Args:
-        opened: one point a row.
-        closed: index and place of the points that move when the gripper command is above 0.
-
-    Raises:
-        ValueError: rows that are not three finite numbers, or a closed point that is none of them.
-
-    Source: Point Bridge brief, 2.6.
-    """
-
-    opened: tuple[tuple[float, ...], ...] = _PANDA
-    closed: tuple[tuple[int, tuple[float, ...]], ...] = _PANDA_CLOSED
-
-    def __post_init__(self) -> None:
-        rows = [*self.opened, *(point for _, point in self.closed)]
-        if not self.opened or any(len(row) != 3 or not np.isfinite(row).all() for row in rows):
-            raise ValueError("Key points of a gripper are rows of three finite numbers (x, y, z) in metres.")
-        wrong = [index for index, _ in self.closed if not 0 <= index < len(self.opened)]
-        if wrong:
-            raise ValueError(f"Closed key points {wrong} are none of the {len(self.opened)} key points, which count from 0.")
-
-    def table(self) -> Float[np.ndarray, "2 points 3"]:
-        """All points, first of the open and then of the closed gripper."""
-        table = np.array([self.opened, self.opened], np.float64)
-        for index, point in self.closed:
-            table[1, index] = point
-        return table
-
-
-def robot_key_points(
-    gripper_pose: Shaped[np.ndarray, "*batch 4 4"],
-    gripper: float | Shaped[np.ndarray, "*batch"],
-    key_points: GripperKeyPoints = GripperKeyPoints(),
-) -> Float[np.ndarray, "*batch points 3"]:
-    """Key points of the gripper in the base frame, float32.
-
-    Args:
-        gripper_pose: ``gripper_to_base``.
-        gripper: last command, -1 open to +1 closed; the fingers count as closed above 0.
-        key_points: of the gripper.
-
-    Source: Point Bridge brief, 2.6.
-    """
-    points = key_points.table()[(np.asarray(gripper) > 0).astype(np.int64)]
-    return transform_points(np.asarray(gripper_pose, np.float64), points).astype(np.float32)
+from visiongraft.robots.poses import invert_pose, make_pose
 
 
 def align_to_depth(
@@ -108,24 +45,6 @@ def align_to_depth(
     moved = inside & seen.isfinite() & (seen > 0)
     lifted = lift_pixels(pixel_centers(columns, rows, torch.float64), seen, intrinsics, torch.from_numpy(camera.camera_to_base))
     return torch.where(moved[:, None], lifted, flat).numpy().reshape(points.shape).astype(points.dtype)
-
-
-def add_point_noise(points: Float[np.ndarray, "*shape"], rng: np.random.Generator, sigma: float = 0.01) -> Float[np.ndarray, "*shape"]:
-    """A copy of points with independent normal noise on every coordinate; for object points of simulated data, not for the robot's.
-
-    Args:
-        points: metres, before any normalisation.
-        rng: draws the noise.
-        sigma: metres.
-
-    Raises:
-        ValueError: negative sigma.
-
-    Source: Point Bridge brief, 2.3 and 5 (1 cm).
-    """
-    if sigma < 0:
-        raise ValueError(f"sigma of point noise is a distance in metres and not negative; got {sigma:g}.")
-    return (points + sigma * rng.standard_normal(points.shape)).astype(points.dtype)
 
 
 class SimulatorPoints:
@@ -160,7 +79,7 @@ class SimulatorPoints:
         *,
         candidates: int = 1000,
         skip_groups: Collection[int] = VISUAL_GROUPS,
-        key_points: GripperKeyPoints = GripperKeyPoints(),
+        key_points: GripperKeyPoints = GripperKeyPoints(),  # noqa: B008
     ) -> None:
         if not 1 <= per_object <= candidates:
             raise ValueError(f"per_object must be from 1 to the number of candidates ({candidates}); got {per_object}.")

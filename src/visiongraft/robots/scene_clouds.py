@@ -7,8 +7,8 @@ from jaxtyping import Float
 from visiongraft.geometry.lifting import lift_depth
 from visiongraft.geometry.point_sets import farthest_points
 from visiongraft.robots.cameras import Camera
+from visiongraft.robots.key_points import GripperKeyPoints, robot_key_points
 from visiongraft.robots.observers import camera_depth
-from visiongraft.robots.points import GripperKeyPoints, robot_key_points
 from visiongraft.robots.policy import Observation
 
 Bounds = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]

@@ -18,8 +18,8 @@ from visiongraft.methods.point_bridge.simulated import InstancePointer, Instance
 from visiongraft.methods.point_bridge.stereo import SemiGlobalMatcher, StereoDepth
 from visiongraft.robots.environment import RobotEnvironment, View
 from visiongraft.robots.environments import make_environment
+from visiongraft.robots.key_points import robot_key_points
 from visiongraft.robots.observers import Observer
-from visiongraft.robots.points import robot_key_points
 from visiongraft.robots.policy import Observation
 from visiongraft.robots.poses import transform_points
 

@@ -6,7 +6,6 @@ from typing import Any
 
 from visiongraft.methods.point_bridge.commands import CollectOptions, GenerateOptions, Recording
 from visiongraft.methods.point_bridge.observing import Eyes
-from visiongraft.robots.demonstrations import read_demonstrations
 from visiongraft.robots.extras import require
 
 TRAINING_PAIRS = (0, 1, 2, 3)
@@ -40,6 +39,7 @@ def collect_files(options: CollectOptions) -> int:
 def generate_files(options: GenerateOptions) -> int:
     """Runs ``generate``; prints the files."""
     require("mujoco")
+    from visiongraft.robots.demonstrations import read_demonstrations
     from visiongraft.robots.generation import generate
     from visiongraft.robots.subtasks import preset
 

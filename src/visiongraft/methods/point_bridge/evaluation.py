@@ -1,12 +1,16 @@
 """Roll-outs of a policy, and its server: what ``evaluate`` and ``serve`` do."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from visiongraft.methods.point_bridge.commands import EvaluateOptions, ServeOptions
 from visiongraft.methods.point_bridge.data_files import pairs_of
 from visiongraft.methods.point_bridge.observing import Eyes
+from visiongraft.methods.point_bridge.policy import PointBridgePolicy
 from visiongraft.methods.point_bridge.small import load_policy
 from visiongraft.robots.extras import require
+
+if TYPE_CHECKING:
+    from visiongraft.robots.hosting import Backend
 
 SCENE_POINTS = 512
 OBSERVED_KEYS = {
@@ -58,21 +62,21 @@ def evaluate_policy(options: EvaluateOptions) -> int:
 
 
 def serve_policy(options: ServeOptions) -> int:
-    """Runs ``serve`` until Ctrl-C."""
+    """Runs ``serve`` until Ctrl-C; prints the address."""
     require("websockets")
-    from visiongraft.robots.hosting import policy_backend
     from visiongraft.robots.server import ServerConfig, serve
 
-    policy = load_policy(options.weights, device=options.device)
-    keys = [*OBSERVED_KEYS[policy.model.config.observed], "proprioception", "instruction"]
-    backend = policy_backend(
-        policy,
-        chunk=policy.model.config.chunk,
-        tasks=policy.card.tasks,
-        observation_keys=keys,
-    )
+    backend = served(load_policy(options.weights, device=options.device))
     serve(backend, ServerConfig(host=options.host, port=options.port), on_ready=lambda address: print(address, flush=True))
     return 0
+
+
+def served(policy: PointBridgePolicy) -> "Backend":
+    """A policy as the backend of a server, which asks clients for what it looks at and no more."""
+    from visiongraft.robots.hosting import policy_backend
+
+    keys = [*OBSERVED_KEYS[policy.model.config.observed], "proprioception", "instruction"]
+    return policy_backend(policy, chunk=policy.model.config.chunk, tasks=policy.card.tasks, observation_keys=keys)
 
 
 def _policy(options: EvaluateOptions) -> tuple[Any, list[str], str, dict[str, Any]]:

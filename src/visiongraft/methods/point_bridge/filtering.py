@@ -15,7 +15,7 @@ from visiongraft.methods.point_bridge.perception_noise import PerceptionNoise
 from visiongraft.methods.point_bridge.plane_removal import PlaneRemoval
 from visiongraft.methods.point_bridge.simulated import InstancePointer, InstanceSegmenter, InstanceTracker
 from visiongraft.methods.point_bridge.tracking import PieceTracker, Tracker
-from visiongraft.robots.points import robot_key_points
+from visiongraft.robots.key_points import robot_key_points
 from visiongraft.robots.policy import Observation
 from visiongraft.robots.poses import invert_pose, transform_points
 

@@ -3,10 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
-from visiongraft.robots.environment import Modality, RobotEnvironment, View
 from visiongraft.robots.observers import Observer
+from visiongraft.robots.views import Modality, View
+
+if TYPE_CHECKING:
+    from visiongraft.robots.environment import RobotEnvironment
 
 Perception = Literal["simulator", "aligned", "segmentation", "stereo", "plane", "scene", "images"]
 """``simulator``: points of the true surfaces. ``aligned``: those, moved to what a camera sees (training data). ``segmentation``: the scene
@@ -62,12 +65,12 @@ class Eyes:
         return View(cameras=cameras, modalities=modalities[self.perception], size=self.size, renderer=self.renderer)
 
     @property
-    def observer_factory(self) -> Callable[[RobotEnvironment], Observer] | None:
+    def observer_factory(self) -> "Callable[[RobotEnvironment], Observer] | None":
         """Gives an environment its observer; None where nothing is added. It can be sent to other processes."""
         return None if self.perception == "images" else partial(make_observer, self)
 
 
-def make_observer(eyes: Eyes, environment: RobotEnvironment) -> Observer:
+def make_observer(eyes: Eyes, environment: "RobotEnvironment") -> Observer:
     """The observer of an environment.
 
     Raises:

@@ -57,7 +57,9 @@ class PointBridgePolicy(Policy):
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "PointBridgePolicy":
         """Moves the model; normalisation and actions stay in NumPy."""
-        self.model.to(device=device, dtype=dtype)  # pyright: ignore[reportCallIssue]
+        wanted = {name: value for name, value in (("device", device), ("dtype", dtype)) if value is not None}
+        if wanted:  # Diffusers warns of a dtype that is None
+            self.model.to(**wanted)
         return self
 
     @property

@@ -15,7 +15,6 @@ from visiongraft.methods.point_bridge.model import create_model
 from visiongraft.methods.point_bridge.policy import PointBridgePolicy
 from visiongraft.methods.point_bridge.policy_files import PolicyCard
 from visiongraft.methods.point_bridge.recipe import BATCH_SIZE, STEPS, PointBridgeRecipe
-from visiongraft.robots.demonstrations import read_demonstrations
 from visiongraft.robots.extras import require
 from visiongraft.training import TrainerConfig, train
 
@@ -40,7 +39,6 @@ SMALL_RUN: dict[str, Any] = {
 
 def train_files(options: TrainOptions) -> int:
     """Runs ``train``; prints the policy's folder."""
-    require("h5py")
     sim, held_out = load_tasks(options.data, options.cameras or (), options.point_noise, options.held_out)
     tasks = sim
     if options.real is not None:
@@ -116,7 +114,11 @@ def load_tasks(
 
     Raises:
         ValueError: a file with too few episodes.
+        ImportError: h5py is not installed.
     """
+    require("h5py")
+    from visiongraft.robots.demonstrations import read_demonstrations
+
     episodes: dict[str, list[Episode]] = {}
     kept: dict[str, list[Episode]] = {}
     files = demonstration_files(paths)
