@@ -11,14 +11,12 @@ A delta is relative to the *current* pose of the gripper, and its rotation multi
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Shaped
 
 from visiongraft.robots.poses import make_pose, rotation_6d, rotation_from_6d, rotation_from_vector, rotation_vector
 
-Convention = Literal["delta", "absolute"]
 ACTION_SIZES: dict[str, int] = {"delta": 7, "absolute": 10}
 
 

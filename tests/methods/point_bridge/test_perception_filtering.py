@@ -18,7 +18,7 @@ from visiongraft.methods.point_bridge.simulated import InstancePointer, Instance
 from visiongraft.methods.point_bridge.stereo import SemiGlobalMatcher, StereoDepth
 from visiongraft.robots.environment import RobotEnvironment, View
 from visiongraft.robots.environments import make_environment
-from visiongraft.robots.key_points import robot_key_points
+from visiongraft.robots.key_points import GripperKeyPoints, robot_key_points
 from visiongraft.robots.observers import Observer
 from visiongraft.robots.policy import Observation
 from visiongraft.robots.poses import transform_points
@@ -73,6 +73,15 @@ def test_perfect_depth_puts_every_point_on_the_true_surface(scene: tuple[RobotEn
     assert observed["stale"] == () and observation == before and "object_points" not in observation
     expected = robot_key_points(observation["gripper_pose"], float(observation["proprioception"][9]))
     assert np.array_equal(observed["robot_points"], expected) and observed["robot_points"].shape == (8, 3)
+
+
+def test_another_gripper_has_other_key_points(scene: tuple[RobotEnvironment, Observation]) -> None:
+    environment, observation = scene
+    tip = GripperKeyPoints(opened=((0.0, 0.0, 0.1),), closed=())
+    names = environment.object_names
+    parts = {"pointer": InstancePointer(names), "segmenter": InstanceSegmenter(), "tracker": InstanceTracker(names), "depth": CameraDepth()}
+    observed = run(SceneFilter(namer=given_names(names), camera="left", key_points=tip, **parts), observation)
+    assert np.allclose(observed["robot_points"], transform_points(observation["gripper_pose"], np.array([[0, 0, 0.1]])), atol=1e-6)
 
 
 def test_points_lie_within_the_noise_of_the_depth(scene: tuple[RobotEnvironment, Observation]) -> None:

@@ -1,6 +1,7 @@
 """Objects on a table without a network: planes, pieces, colours, and which piece is which from frame to frame."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -55,6 +56,12 @@ def test_heights_are_those_of_the_blocks() -> None:
     _, heights = table_heights(frame)
     assert np.allclose(heights[frame.segmentation == 0], 0.04, atol=1e-6)
     assert np.allclose(heights[frame.segmentation < 0], 0, atol=1e-6)
+
+
+def test_what_is_nearer_to_the_camera_stands_above_the_table_in_its_own_axes_too() -> None:
+    frame = scene(*TWO)
+    uncalibrated = replace(frame, camera=Camera(camera().intrinsics, np.eye(4), SIZE))
+    assert np.allclose(table_heights(uncalibrated)[1], table_heights(frame)[1], atol=1e-6)
 
 
 def test_the_piece_under_a_click_is_the_block() -> None:

@@ -75,7 +75,9 @@ def test_a_served_policy_rolls_out_as_the_local_one(folder, capsys):
     local = capsys.readouterr().out
     with background_server(served(load_policy(folder / "run" / "policy"))) as address:
         assert run("evaluate", "--weights", address, *rolled) == 0
-    assert capsys.readouterr().out == local
+        assert capsys.readouterr().out == local
+        assert run("evaluate", "--weights", address, "--tasks", "[tabletop/stack]") == 2
+        assert "was trained on tabletop/put_on_plate, not on tabletop/stack" in capsys.readouterr().err
     assert threading.active_count() < 20
 
 

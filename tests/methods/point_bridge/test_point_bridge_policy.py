@@ -61,6 +61,18 @@ def make_policy(seed=0, card=None, **options):
     return PointBridgePolicy(model, policy_statistics(tasks, model, range_floor=0.1), card)
 
 
+@pytest.mark.parametrize("action_mode", ["pose", "points"])
+@pytest.mark.parametrize("observed", ["points", "scene", "image"])
+def test_observation_keys_are_all_that_it_needs(observed, action_mode):
+    policy = make_policy(observed=observed, action_mode=action_mode, use_language=False)
+    full = observe(make_episode(), 0)
+    cut = {name: full[name] for name in policy.observation_keys}
+    assert np.array_equal(policy.act(cut), policy.act(full, slot=1)) and "instruction" not in cut
+    for name in cut:
+        with pytest.raises(ValueError, match=name):
+            policy.act({other: value for other, value in cut.items() if other != name}, slot=2)
+
+
 class Windows(torch.utils.data.Dataset):
     def __init__(self, items):
         self.items = items

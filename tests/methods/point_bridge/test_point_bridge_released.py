@@ -353,6 +353,7 @@ def authors_data(protocol_bytes=False):
 @pytest.mark.parametrize("protocol", [2, 4, 5])
 def test_a_data_pickle_converts(protocol, tmp_path):
     data, rotations = authors_data()
+    data["observations"][0]["object_tracks_64_3d"] = np.zeros((5, 2, 64, 3))  # the most points are taken
     (tmp_path / "task.pkl").write_bytes(pickle.dumps(data, protocol=protocol))
     episode = read_episodes(convert_demonstrations(tmp_path / "task.pkl", tmp_path / "task.safetensors"))[0]
     source = data["observations"][0]

@@ -58,7 +58,8 @@ def test_what_needs_no_simulator_opens_without_one():
 
 
 def test_verbs_that_need_the_simulator_say_what_to_install(tmp_path):
-    for words in (["collect", "tabletop/stack"], ["evaluate"], ["train", str(tmp_path)]):
+    (tmp_path / "a.hdf5").touch()
+    for words in (["collect", "tabletop/stack"], ["evaluate"], ["train", f"[{tmp_path}]"]):
         done = run(f"from visiongraft.cli import main\nsys.exit(main({['point_bridge', *words]!r}))")
         assert done.returncode == 2 and "pip install 'visiongraft[robots]'" in done.stderr and done.stderr.count("\n") == 1
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from visiongraft.methods.point_bridge.study_options import study
+
 Perception = Literal["simulator", "aligned", "segmentation", "stereo", "plane", "scene", "images"]
 Engine = Literal["local", "processes", "ray"]
 
@@ -200,6 +202,7 @@ class EvaluateOptions:
         points: of every object; default: 128, of a scene 512
         episodes: of every task and pair
         execute: ensemble, or the number of actions of a chunk that are executed before the policy is asked again
+        hold: steps at first in which the open gripper holds its pose; the paper's roll-outs have 10
         max_steps: control steps of an episode; default: the environment's
         slots: episodes side by side
         workers: processes for the simulators; 0 runs them in this one
@@ -221,6 +224,7 @@ class EvaluateOptions:
     points: int | None = None
     episodes: int = 10
     execute: str = "ensemble"
+    hold: int = 0
     max_steps: int | None = None
     slots: int = 8
     workers: int = 0
@@ -341,4 +345,5 @@ VERBS: dict[str, Callable[..., int]] = {
     "evaluate": evaluate,
     "perceive": perceive,
     "serve": serve,
+    "study": study,
 }

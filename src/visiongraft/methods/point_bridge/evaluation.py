@@ -6,6 +6,7 @@ from visiongraft.methods.point_bridge.commands import EvaluateOptions, ServeOpti
 from visiongraft.methods.point_bridge.data_files import pairs_of
 from visiongraft.methods.point_bridge.observing import Eyes
 from visiongraft.methods.point_bridge.policy import PointBridgePolicy
+from visiongraft.methods.point_bridge.policy_files import PolicyCard
 from visiongraft.methods.point_bridge.small import load_policy
 from visiongraft.robots.extras import require
 
@@ -13,11 +14,6 @@ if TYPE_CHECKING:
     from visiongraft.robots.hosting import Backend
 
 SCENE_POINTS = 512
-OBSERVED_KEYS = {
-    "points": ("robot_points", "object_points"),
-    "scene": ("scene_points", "robot_points"),
-    "image": ("images",),
-}
 
 
 def evaluate_policy(options: EvaluateOptions) -> int:
@@ -48,6 +44,7 @@ def evaluate_policy(options: EvaluateOptions) -> int:
         episodes=options.episodes,
         seed=options.seed,
         execute=_execution(options.execute),
+        hold=options.hold,
         max_steps=options.max_steps,
         observer_factory=eyes.observer_factory,
         view=eyes.view,
@@ -75,8 +72,7 @@ def served(policy: PointBridgePolicy) -> "Backend":
     """A policy as the backend of a server, which asks clients for what it looks at and no more."""
     from visiongraft.robots.hosting import policy_backend
 
-    keys = [*OBSERVED_KEYS[policy.model.config.observed], "proprioception", "instruction"]
-    return policy_backend(policy, chunk=policy.model.config.chunk, tasks=policy.card.tasks, observation_keys=keys)
+    return policy_backend(policy, chunk=policy.model.config.chunk, tasks=policy.card.tasks, observation_keys=policy.observation_keys)
 
 
 def _policy(options: EvaluateOptions) -> tuple[Any, list[str], str, dict[str, Any]]:
@@ -89,6 +85,8 @@ def _policy(options: EvaluateOptions) -> tuple[Any, list[str], str, dict[str, An
         keys = policy.metadata.get("observation_keys") or ()
         observed = "scene" if "scene_points" in keys else "image" if "images" in keys else "points"
         tasks, known = policy.metadata.get("tasks") or [], policy.metadata.get("fingerprint")
+        if tasks:
+            PolicyCard(tasks=tuple(tasks)).require_tasks(options.tasks or ())
     else:
         policy = load_policy(options.weights, tasks=options.tasks, device=options.device)
         observed, tasks, known = policy.model.config.observed, list(policy.card.tasks), policy.fingerprint

@@ -15,7 +15,7 @@ from visiongraft.methods.point_bridge.perception_noise import PerceptionNoise
 from visiongraft.methods.point_bridge.plane_removal import PlaneRemoval
 from visiongraft.methods.point_bridge.simulated import InstancePointer, InstanceSegmenter, InstanceTracker
 from visiongraft.methods.point_bridge.tracking import PieceTracker, Tracker
-from visiongraft.robots.key_points import robot_key_points
+from visiongraft.robots.key_points import GripperKeyPoints, robot_key_points
 from visiongraft.robots.policy import Observation
 from visiongraft.robots.poses import invert_pose, transform_points
 
@@ -49,6 +49,7 @@ class SceneFilter:
         max_stale: frames in a row that an object may not be seen, before :class:`LostObjectError`; ``None`` for ever.
         carry: metres from the gripper's origin to an object's median point within which a closed gripper carries it along while it is not
             seen (our choice; the hand hides what it holds). 0 leaves it where it was, as the released code does.
+        key_points: of the gripper.
         seed: of everything random.
 
     Source: Point Bridge brief, 2.4.
@@ -73,6 +74,7 @@ class SceneFilter:
         min_pixels: int = 5,
         max_stale: int | None = 20,
         carry: float = 0.05,
+        key_points: GripperKeyPoints = GripperKeyPoints(),  # noqa: B008
         seed: int = 0,
     ) -> None:
         if num_points < 1 or candidates < num_points:
@@ -83,6 +85,7 @@ class SceneFilter:
         self.camera, self.right_camera, self.crop, self.noise = camera, right_camera, crop, noise
         self.num_points, self.candidates, self.shrink, self.depth_range = num_points, candidates, shrink, depth_range
         self.min_pixels, self.max_stale, self.carry, self.seed = min_pixels, max_stale, carry, seed
+        self.key_points = key_points
         self.names: tuple[str, ...] = ()
         self._first: tuple[Observation, Frame, dict[str, Mask]] | None = None
         self._last: dict[str, Float[np.ndarray, "points 3"]] = {}
@@ -129,7 +132,7 @@ class SceneFilter:
         clouds = [self._points(name, masks[name], frame) for name in self.names]
         return {
             **observation,
-            "robot_points": robot_key_points(pose, gripper),
+            "robot_points": robot_key_points(pose, gripper, self.key_points),
             "object_points": np.stack(clouds).astype(np.float32),
             "stale": tuple(name for name, count in self._unseen.items() if count),
         }

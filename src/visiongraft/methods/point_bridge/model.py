@@ -1,7 +1,7 @@
 """The policy network: points (or images, or a scene cloud), proprioception and language in, chunks of normalised actions out."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -13,10 +13,6 @@ from visiongraft.methods.point_bridge.encoders import ImageEncoder, PointNet
 from visiongraft.methods.point_bridge.heads import MAX_QUERIES, ActionHead, DiffusionHead, MixtureHead
 from visiongraft.methods.point_bridge.trunk import CausalTrunk
 
-Observed = Literal["points", "scene", "image"]
-Tokens = Literal["shared", "per_object", "combined"]
-Head = Literal["deterministic", "mixture", "diffusion"]
-ActionMode = Literal["pose", "points"]
 ACTION_DIMS: dict[str, int] = {"pose": 10, "points": 27}
 _CHOICES = {
     "observed": ("points", "scene", "image"),

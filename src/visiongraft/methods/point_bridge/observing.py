@@ -3,20 +3,20 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
+from visiongraft.methods.point_bridge.commands import Perception
 from visiongraft.robots.observers import Observer
 from visiongraft.robots.views import Modality, View
 
 if TYPE_CHECKING:
     from visiongraft.robots.environment import RobotEnvironment
 
-Perception = Literal["simulator", "aligned", "segmentation", "stereo", "plane", "scene", "images"]
+PERCEPTIONS: tuple[str, ...] = get_args(Perception)
 """``simulator``: points of the true surfaces. ``aligned``: those, moved to what a camera sees (training data). ``segmentation``: the scene
 filter with the simulator's masks, eroded, and noisy depth. ``stereo``: the same with depth of a stereo pair by semi-global matching.
 ``plane``: pieces above the table plane in noisy depth; the simulator only says where they are in the first frame. ``scene``: the unfiltered
 cloud. ``images``: nothing is added."""
-PERCEPTIONS: tuple[str, ...] = get_args(Perception)
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Eyes:
     """How observations are made.
 
     Args:
-        perception: see :data:`Perception`.
+        perception: see :data:`PERCEPTIONS`.
         camera: the camera in use; ``images`` sees it too.
         right_camera: the other one of the stereo pair.
         size: height and width of its images in pixels.

@@ -99,7 +99,10 @@ def table_heights(frame: Frame) -> tuple[Float[np.ndarray, "height width 3"], Fl
     if len(flat) < 100:
         raise ValueError(f"Only {len(flat)} of {points[..., 0].size} pixels have depth, too few for a table plane; check the depth map.")
     normal, offset, _ = fit_plane(torch.from_numpy(flat), 0.008)
-    return points, points @ normal.numpy() - float(offset)
+    heights = points @ normal.numpy() - float(offset)
+    # a table is seen from above, whatever the frame of the points: that of an uncalibrated camera has z away from it
+    above = frame.camera.camera_to_base[:3, 3] @ normal.numpy() > float(offset)
+    return points, heights if above else -heights
 
 
 def _scatter(heights: Float[np.ndarray, "height width"]) -> float:

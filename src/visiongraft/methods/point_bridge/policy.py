@@ -71,6 +71,17 @@ class PointBridgePolicy(Policy):
         content.update(json.dumps({name: limits.to_dict() for name, limits in self.statistics.items()}, sort_keys=True).encode())
         return content.hexdigest()[:16]
 
+    @property
+    def observation_keys(self) -> tuple[str, ...]:
+        """What it needs of an observation; nothing else has to be sent to it."""
+        start = ["robot_points", "proprioception"] if self.model.config.action_mode == "points" else []
+        return tuple(dict.fromkeys([*self._model_keys(), *start]))
+
+    def _model_keys(self) -> list[str]:
+        config = self.model.config
+        keys = {"points": ["robot_points", "object_points"], "scene": ["scene_points"], "image": ["images"]}[config.observed]
+        return keys + (["proprioception"] if config.use_proprio else []) + (["instruction"] if config.use_language else [])
+
     def reset(self, slot: int = 0) -> None:
         """Forgets the slot's history and where its robot began."""
         self.slots.reset(slot)
@@ -111,10 +122,7 @@ class PointBridgePolicy(Policy):
 
     def _seen(self, observation: Observation) -> dict[str, np.ndarray]:
         """What the model looks at in one observation, normalised."""
-        config = self.model.config
-        wanted = {"points": ["robot_points", "object_points"], "scene": ["scene_points"], "image": ["images"]}[config.observed]
-        wanted += ["proprioception"] if config.use_proprio else []
-        wanted += ["instruction"] if config.use_language else []
+        config, wanted = self.model.config, self._model_keys()
         missing = [name for name in wanted if name not in observation]
         if missing:
             raise ValueError(

@@ -294,7 +294,7 @@ def convert_demonstrations(pickle_path: str | Path, output: str | Path) -> Path:
 
 
 def _episode(values: dict[str, Any], instruction: str, number: int) -> Episode:
-    tracks = sorted(key for key in values if re.fullmatch(r"object_tracks_\d+_3d", key))
+    tracks = {int(match.group(1)): key for key in values if (match := re.fullmatch(r"object_tracks_(\d+)_3d", key))}
     needed = ("eef_states", "gripper_states", "robot_tracks_3d")
     if not tracks or any(key not in values for key in needed):
         raise ValueError(f"Episode {number} needs {', '.join(needed)} and object_tracks_128_3d; it has {', '.join(values)}.")
@@ -306,6 +306,6 @@ def _episode(values: dict[str, Any], instruction: str, number: int) -> Episode:
         instruction=instruction,
         proprioception=np.concatenate([states[:, :3], rotation_6d(rotation), gripper], axis=1).astype(np.float32),
         robot_points=np.asarray(values["robot_tracks_3d"], np.float32),
-        object_points=np.asarray(values[tracks[-1]], np.float32),
+        object_points=np.asarray(values[tracks[max(tracks)]], np.float32),
         images=images or None,
     )

@@ -4,16 +4,16 @@ Per seed and task: scripted demonstrations of four instance pairs and generated 
 unfiltered cloud; five policies of one trunk on the same demonstrations, and one with language for all tasks; roll-outs of each in
 simulation and in the visually shifted twin. Nothing is tuned in between.
 
-CPU time of the default budget, from step times on one thread of a busy machine (ray-cast rendering). Training step of 96 samples: 0.10 s
-on points and clouds, 0.25 s on pictures; so a task and seed trains 14 minutes (points, merged, scene, co-trained) and 17 (image), the
-multi-task policy 10. Recording takes 25 ms a step, 3 minutes a task. Roll-outs: 3 ms a control step in simulation, 5 of pictures, 16 of
-clouds, 22 with segmentation, 65 with plane removal, 180 with stereo; at 80 to 120 steps an episode about 35 minutes a task. Together
-about 3.7 hours a seed and 11 hours for three; the bundled policy adds half an hour. An idle machine takes about two thirds of that.
+CPU time of the default budget, from step times on one thread of a busy machine that renders by casting rays. A training step of 96
+samples takes 0.14 s on points, 0.15 on clouds and 0.28 on pictures: 37 minutes for the five policies of a task and seed, and 15 for the
+multi-task policy of a seed. A generated demonstration takes 1 s: 2 minutes a task and seed. A control step of a roll-out takes 2 ms with
+points of whole surfaces, 6 with aligned ones, 5 with pictures, 14 with clouds, 22 with segmentation, 66 with plane removal and 70 to 110
+with stereo: at 90 steps an episode, and 120 where policies fail, half an hour a task and seed. Together 3.8 hours a seed, 11.5 for three;
+the bundled policy adds 40 minutes. Nothing else on the machine makes it about a third less.
 """
 
-import json
+import functools
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from visiongraft.methods.point_bridge.study_report import study_report
 from visiongraft.studies import Report, Study
 
 BUNDLED_CELLS = (SIMULATION, WHOLE_SURFACES, TWIN, NEW_PAIR)
+_NOT_OF_THE_STUDY = ("bundle_steps", "slots")
+"""Parts of the budget that the study's own results do not depend on."""
 _BUNDLED_SEED = 0
 _BUNDLED_STARTS = 10_007
 
@@ -38,12 +40,12 @@ def run_study(options: StudyOptions) -> Report:
     With ``bundle`` the policy of the package is trained too, into ``options.output / "weights" / "policy"``. Processes may share the
     work, each with seeds or tasks of its own, on one output; a last call with all of them then trains what is missing and reports.
     """
-    settings = json.loads(json.dumps(asdict(options.budget)))
+    settings = {name: value for name, value in asdict(options.budget).items() if name not in _NOT_OF_THE_STUDY}
     study = Study(name="point_bridge", output=options.output, settings=settings)
     results = [_seed(study, options, seed) for seed in options.seeds]
     bundled = bundle(study, options) if options.bundle else None
     for picture in (TWIN_PICTURE, EPISODE_PICTURE):
-        shutil.copyfile(_folder(options, options.seeds[0]) / picture, options.output / picture)
+        shutil.copyfile(_folder(options, options.seeds[0]) / _short(options.tasks[0]) / picture, options.output / picture)
     report = study_report(options, results, bundled, settings, study.seconds)
     report.write(options.output)
     return report
@@ -59,18 +61,17 @@ def _seed(study: Study, options: StudyOptions, seed: int) -> dict[str, Any]:
             f"data-{seed}-{_short(task)}", lambda task=task, folder=folder: make_demonstrations(task, seed, budget, folder)
         )
     for name, variant in VARIANTS.items():
-        groups = [(_short(task), (task,)) for task in options.tasks] if not variant.multi_task else [("all", options.tasks)]
         if variant.multi_task and len(options.tasks) < 2:
             del result["cells"][name]
             continue
-        for group, tasks in groups:
-            folder = _folder(options, seed) / group / _slug(name)
+        for tasks in [options.tasks] if variant.multi_task else [(task,) for task in options.tasks]:
+            folder = _folder(options, seed) / _named(tasks) / _slug(name)
             data = {task: [folders[task]] for task in tasks}
             trained = study.unit(
                 f"train-{seed}-{_slug(name)}-{_named(tasks)}",
                 lambda name=name, data=data, folder=folder: train_variant(name, data, seed, budget, folder),
             )
-            result["training"].setdefault(name, {})[group] = trained
+            result["training"].setdefault(name, {})[_named(tasks)] = trained
             measured = _roll_outs(study, f"{seed}", name, MEASURED[name], tasks, folder, seed, budget)
             for cell, found in measured.items():
                 result["cells"][name][cell] |= found
@@ -84,7 +85,7 @@ def _roll_outs(
     study: Study, key: str, name: str, cells: tuple[str, ...], tasks: tuple[str, ...], folder: Path, seed: int, budget: StudyBudget
 ) -> dict[str, dict[str, Any]]:
     """Cells of one trained policy by cell and task. The policy is read when the first cell asks for it."""
-    policy = _once(lambda: PointBridgePolicy.from_pretrained(folder / "policy", tasks=tasks))
+    policy = functools.cache(lambda: PointBridgePolicy.from_pretrained(folder / "policy", tasks=tasks))
     trained_on = f"-{_named(tasks)}" if len(tasks) > 1 else ""
 
     def work(cell: str, task: str) -> dict[str, Any]:
@@ -101,9 +102,9 @@ def _roll_outs(
 
 def _pictures(options: StudyOptions, seed: int, task: str, succeeded: list[list[int]]) -> dict[str, Any]:
     """The twin's looks, and an episode of the points policy: its first success, or its first start where there is none."""
-    folder, budget = _folder(options, seed), options.budget
+    folder, budget = _folder(options, seed) / _short(task), options.budget
     twin_sheet(task, seed, budget, folder / TWIN_PICTURE)
-    policy = PointBridgePolicy.from_pretrained(folder / _short(task) / _slug(POINTS) / "policy")
+    policy = PointBridgePolicy.from_pretrained(folder / _slug(POINTS) / "policy")
     pair, start = succeeded[0] if succeeded else (budget.pairs[0], seed)
     return {"success": episode_sheet(policy, task, pair, start, budget, seed, folder / EPISODE_PICTURE)}
 
@@ -115,12 +116,10 @@ def bundle(study: Study, options: StudyOptions) -> dict[str, Any]:
     """Trains the policy that the package ships on the demonstrations of all seeds, and measures it from starts of its own."""
     budget, output = options.budget, options.output
     data = {task: [_data_folder(options, seed, task) for seed in options.seeds] for task in options.tasks}
-    named = f"{_named(options.tasks)}-{'-'.join(map(str, options.seeds))}"
+    named = f"{_named(options.tasks)}-{'-'.join(map(str, options.seeds))}-{budget.bundle_steps}-steps"
     folder = output / "bundled" / named
     variant = VARIANTS[MULTI]
-    trained = study.unit(
-        f"bundle-train-{named}", lambda: train_policy(variant, data, _BUNDLED_SEED, budget, folder, budget.bundle_steps)
-    )
+    trained = study.unit(f"bundle-train-{named}", lambda: train_policy(variant, data, _BUNDLED_SEED, budget, folder, budget.bundle_steps))
     cells = _roll_outs(study, f"bundle-{named}", MULTI, BUNDLED_CELLS, options.tasks, folder, _BUNDLED_STARTS, budget)
     weights = PointBridgePolicy.from_pretrained(folder / "policy").save_pretrained(output / "weights" / "policy")
     size = sum(file.stat().st_size for file in weights.rglob("*") if file.is_file())
@@ -145,15 +144,3 @@ def _named(tasks: tuple[str, ...]) -> str:
 
 def _slug(name: str) -> str:
     return name.replace(",", "").replace(" ", "-")
-
-
-def _once(make: Callable[[], PointBridgePolicy]) -> Callable[[], PointBridgePolicy]:
-    """``make``, called at the first call only."""
-    made: list[PointBridgePolicy] = []
-
-    def get() -> PointBridgePolicy:
-        if not made:
-            made.append(make())
-        return made[0]
-
-    return get

@@ -6,7 +6,7 @@ from typing import Any
 
 from visiongraft.methods.point_bridge.observing import Eyes
 from visiongraft.methods.point_bridge.policy import PointBridgePolicy
-from visiongraft.methods.point_bridge.study_data import CAMERA, shares
+from visiongraft.methods.point_bridge.study_data import CAMERA, NUM_POINTS, shares
 from visiongraft.methods.point_bridge.study_options import StudyBudget
 from visiongraft.methods.point_bridge.study_policies import CO_TRAINED, IMAGE, MERGED, MULTI, POINTS, SCENE, VARIANTS
 from visiongraft.robots.results import EvaluationResult
@@ -14,6 +14,7 @@ from visiongraft.robots.rollouts import EvaluationTask, evaluate
 from visiongraft.training.order import derived_seed
 
 HELD_OUT_PAIR = 4
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
@@ -48,7 +49,7 @@ CELLS: dict[str, Cell] = {
     TWIN: Cell(),
     NEW_PAIR: Cell(held_out=True),
     CLEAR: Cell(distractors=False),
-    WHOLE_SURFACES: Cell(twin=False, perception="simulator", side=True),
+    WHOLE_SURFACES: Cell(twin=False, perception="simulator"),
     **{name: Cell(camera_error=metres, side=True) for metres, name in CAMERA_ERRORS.items()},
     **{name: Cell(points=count, side=True) for count, name in FEWER_POINTS.items()},
     **{name: Cell(perception=perception, side=True) for perception, name in PERCEPTIONS.items()},
@@ -73,7 +74,7 @@ def eyes_of(cell: Cell, observed: str, budget: StudyBudget, seed: int) -> Eyes:
         return Eyes("scene", CAMERA, size=budget.camera_size, points=budget.scene_points, seed=seed)
     perception = cell.perception or ("segmentation" if cell.twin else "aligned")
     size = budget.stereo_size if perception == "stereo" else budget.camera_size
-    return Eyes(perception, CAMERA, size=size, points=cell.points or budget.points, seed=seed)
+    return Eyes(perception, CAMERA, size=size, points=cell.points or NUM_POINTS, seed=seed)
 
 
 def environments(cell: Cell, task: str, budget: StudyBudget) -> dict[int, EvaluationTask]:
@@ -85,7 +86,9 @@ def environments(cell: Cell, task: str, budget: StudyBudget) -> dict[int, Evalua
     return {pair: EvaluationTask(task, options | {"pair": pair}) for pair in pairs}
 
 
-def roll_out(name: str, cell_name: str, task: str, policy: PointBridgePolicy, seed: int, budget: StudyBudget, folder: Path) -> dict[str, Any]:
+def roll_out(
+    name: str, cell_name: str, task: str, policy: PointBridgePolicy, seed: int, budget: StudyBudget, folder: Path
+) -> dict[str, Any]:
     """Rolls a policy out in a cell; an interrupted call continues.
 
     Args:

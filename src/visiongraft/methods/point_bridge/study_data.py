@@ -1,7 +1,7 @@
 """What the study's policies learn from: the same demonstrations for all, recorded once with points, an image and an unfiltered cloud."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +9,18 @@ from visiongraft.methods.point_bridge.episodes import Episode, episode_from_demo
 from visiongraft.methods.point_bridge.observing import Eyes, make_observer
 from visiongraft.methods.point_bridge.study_options import StudyBudget
 from visiongraft.robots.demonstrations import read_demonstrations
-from visiongraft.robots.environment import RobotEnvironment, View
+from visiongraft.robots.environment import RobotEnvironment
 from visiongraft.robots.generation import collect, generate
 from visiongraft.robots.observers import Observer
 from visiongraft.robots.policy import Observation
 from visiongraft.robots.scene_clouds import SceneCloud
 from visiongraft.robots.subtasks import Settings
+from visiongraft.robots.views import View
 from visiongraft.training.order import derived_seed
 
 CAMERA = "left"
+NUM_POINTS = 128
+"""Of every object, in training data and roll-outs."""
 _RENDERED = ("images", "depth", "segmentation", "cameras")
 _SETTINGS = Settings(trim_approach=True)
 _OFFSET = (2, 5)
@@ -102,7 +105,7 @@ def _without_pictures(observation: Observation) -> Observation:
 
 def twin_eyes(budget: StudyBudget, seed: int) -> Eyes:
     """What policies on points see in the twin."""
-    return Eyes("segmentation", CAMERA, size=budget.camera_size, points=budget.points, seed=seed)
+    return Eyes("segmentation", CAMERA, size=budget.camera_size, points=NUM_POINTS, seed=seed)
 
 
 def make_demonstrations(task: str, seed: int, budget: StudyBudget, folder: Path) -> dict[str, Any]:
@@ -114,7 +117,7 @@ def make_demonstrations(task: str, seed: int, budget: StudyBudget, folder: Path)
     Returns:
         Numbers: demonstrations, mean steps, attempts.
     """
-    sizes = {"size": budget.camera_size, "points": budget.points, "scene_points": budget.scene_points, "image_size": budget.image_size}
+    sizes = {"size": budget.camera_size, "points": NUM_POINTS, "scene_points": budget.scene_points, "image_size": budget.image_size}
     training, filtered = TrainingEyes(**sizes, seed=seed), FilteredEyes(twin_eyes(budget, seed))
     paths: dict[str, list[Path]] = {"simulation": [], "twin": []}
     attempts = 0
@@ -172,9 +175,10 @@ def _episodes(paths: Sequence[Path], cameras: Sequence[str]) -> list[Episode]:
     return episodes
 
 
-def read_simulation(folder: Path) -> list[Episode]:
-    """Episodes of :func:`make_demonstrations` in simulation, in memory: points, images and clouds."""
-    return list(read_episodes(folder / "simulation.safetensors"))
+def read_simulation(folder: Path, images: bool) -> list[Episode]:
+    """Episodes of :func:`make_demonstrations` in simulation, in memory: points, clouds and, where they are asked for, pictures."""
+    episodes = read_episodes(folder / "simulation.safetensors")
+    return [episode if images else replace(episode, images=None) for episode in episodes]
 
 
 def read_twin(folder: Path) -> list[Episode]:

@@ -16,7 +16,6 @@ class StudyBudget:
         sources: scripted demonstrations of every pair
         demonstrations: generated ones of every pair
         twin_demonstrations: of every task, for co-training
-        points: of every object, in training data and roll-outs
         scene_points: of the unfiltered cloud; as many as two objects have
         camera_size: height and width of the camera that points are lifted from
         image_size: side of the image policy's pictures
@@ -38,11 +37,10 @@ class StudyBudget:
     sources: int = 5
     demonstrations: int = 25
     twin_demonstrations: int = 10
-    points: int = 128
     scene_points: int = 256
     camera_size: tuple[int, int] = (120, 160)
     image_size: int = 64
-    stereo_size: tuple[int, int] = (480, 640)
+    stereo_size: tuple[int, int] = (240, 320)
     size: Literal["small", "tiny"] = "small"
     steps: int = 2000
     image_steps: int = 4000

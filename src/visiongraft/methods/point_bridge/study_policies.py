@@ -38,7 +38,14 @@ class Variant:
     multi_task: bool = False
 
 
-POINTS, MERGED, SCENE, IMAGE, CO_TRAINED, MULTI = "points", "merged points", "scene cloud", "image", "points, co-trained", "points, multi-task"
+POINTS, MERGED, SCENE, IMAGE, CO_TRAINED, MULTI = (
+    "points",
+    "merged points",
+    "scene cloud",
+    "image",
+    "points, co-trained",
+    "points, multi-task",
+)
 VARIANTS: dict[str, Variant] = {
     POINTS: Variant(),
     MERGED: Variant(tokens="shared"),
@@ -68,16 +75,15 @@ def train_variant(name: str, data: dict[str, list[Path]], seed: int, budget: Stu
     return train_policy(variant, data, seed, budget, folder, steps)
 
 
-def train_policy(
-    variant: Variant, data: dict[str, list[Path]], seed: int, budget: StudyBudget, folder: Path, steps: int
-) -> dict[str, Any]:
+def train_policy(variant: Variant, data: dict[str, list[Path]], seed: int, budget: StudyBudget, folder: Path, steps: int) -> dict[str, Any]:
     """As :func:`train_variant`, of any variant for any number of steps."""
-    tasks = [TaskEpisodes(task=task, episodes=[e for f in folders for e in read_simulation(f)]) for task, folders in data.items()]
-    if variant.with_twin:
-        twin = [TaskEpisodes(task=task, episodes=[e for f in folders for e in read_twin(f)]) for task, folders in data.items()]
-        tasks = co_training(tasks, twin)
     is_image = variant.observed == "image"
     cameras = (CAMERA,) if is_image else ()
+    simulated = {task: [episode for folder in folders for episode in read_simulation(folder, is_image)] for task, folders in data.items()}
+    tasks = [TaskEpisodes(task=task, episodes=episodes) for task, episodes in simulated.items()]
+    if variant.with_twin:
+        twin = {task: [episode for folder in folders for episode in read_twin(folder)] for task, folders in data.items()}
+        tasks = co_training(tasks, [TaskEpisodes(task=task, episodes=episodes) for task, episodes in twin.items()])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = create_model(
@@ -112,7 +118,7 @@ def train_policy(
         keep_checkpoints=1,
         logger="none",
     )
-    trained = train(recipe, config)["model"]
+    trained: Any = train(recipe, config)["model"]
     card = PolicyCard(
         tasks=tuple(data), object_counts=tuple(sorted(set(samples.object_counts.values()))), cameras=cameras, text_encoder=_TEXT_ENCODER
     )
