@@ -9,8 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from visiongraft.geometry.cameras import rotation_from_angles
-
-from .scenes import Material, Number, Solid, Vector
+from visiongraft.worlds.scenes import Material, Number, Solid, Vector
 
 
 def block(x: Number, z: Number, base: Number, size: Vector, material: Material, yaw: Number = 0.0) -> Solid:

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from .scans import DIGITS, PHOTOGRAPHS, photograph_crops, scanned_digits
-from .shapes import SHAPES, coloured_shapes
+from visiongraft.worlds.scans import DIGITS, PHOTOGRAPHS, photograph_crops, scanned_digits
+from visiongraft.worlds.shapes import SHAPES, coloured_shapes
 
 CLASS_PROMPTS: tuple[str, ...] = (
     *(f"a scanned digit {name}" for name in DIGITS),

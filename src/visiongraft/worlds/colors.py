@@ -1,6 +1,6 @@
 """Names of colours, for captions, and the linear light they stand for."""
 
-from .scenes import Vector
+from visiongraft.worlds.scenes import Vector
 
 _SCREEN = {
     "white": (0.93, 0.93, 0.91),

@@ -2,11 +2,11 @@
 
 import math
 
-from .building import block, egg, placed, post, rod
-from .colors import COLORS, VIVID
-from .dice import Dice
-from .materials import WOODS, checked, fabric, paint, picture, striped, wood
-from .scenes import Material, Solid
+from visiongraft.worlds.building import block, egg, placed, post, rod
+from visiongraft.worlds.colors import COLORS, VIVID
+from visiongraft.worlds.dice import Dice
+from visiongraft.worlds.materials import WOODS, checked, fabric, paint, picture, striped, wood
+from visiongraft.worlds.scenes import Material, Solid
 
 _METAL = Material((0.35, 0.36, 0.38))
 _BRASS = Material((0.55, 0.38, 0.12))

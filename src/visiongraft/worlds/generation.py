@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 
-from .dice import Dice
-from .landscapes import landscape
-from .rooms import room
-from .scenes import Scene
-from .streets import street
-from .tabletops import tabletop
+from visiongraft.worlds.dice import Dice
+from visiongraft.worlds.landscapes import landscape
+from visiongraft.worlds.rooms import room
+from visiongraft.worlds.scenes import Scene
+from visiongraft.worlds.streets import street
+from visiongraft.worlds.tabletops import tabletop
 
 _GENERATORS: dict[str, Callable[[Dice], Scene]] = {"room": room, "street": street, "landscape": landscape, "tabletop": tabletop}
 KINDS = tuple(_GENERATORS)

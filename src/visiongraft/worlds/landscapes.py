@@ -3,13 +3,13 @@
 import dataclasses
 import math
 
-from .building import placed, turn
-from .colors import VIVID, darker, linear
-from .dice import Dice
-from .lighting import TIMES, daylight
-from .materials import stone
-from .outdoors import balloon, bush, conifer, fence, house, rock, tree
-from .scenes import Material, Scene, Solid, Thing, assemble
+from visiongraft.worlds.building import placed, turn
+from visiongraft.worlds.colors import VIVID, darker, linear
+from visiongraft.worlds.dice import Dice
+from visiongraft.worlds.lighting import TIMES, daylight
+from visiongraft.worlds.materials import stone
+from visiongraft.worlds.outdoors import balloon, bush, conifer, fence, house, rock, tree
+from visiongraft.worlds.scenes import Material, Scene, Solid, Thing, assemble
 
 _GROUNDS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
     "green": ((0.12, 0.25, 0.04), (0.05, 0.13, 0.02)),

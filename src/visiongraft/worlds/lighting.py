@@ -2,8 +2,8 @@
 
 import math
 
-from .dice import Dice
-from .scenes import Light, Sky, Vector
+from visiongraft.worlds.dice import Dice
+from visiongraft.worlds.scenes import Light, Sky, Vector
 
 TIMES = ("in the morning", "at noon", "in the afternoon", "at sunset", "on an overcast day", "at night")
 

@@ -1,7 +1,7 @@
 """Materials that furniture, houses and the ground are made of."""
 
-from .colors import COLORS, darker, linear
-from .scenes import Material, Vector
+from visiongraft.worlds.colors import COLORS, darker, linear
+from visiongraft.worlds.scenes import Material, Vector
 
 WOODS: dict[str, tuple[Vector, Vector]] = {
     "oak": (linear(0.80, 0.63, 0.42), linear(0.60, 0.43, 0.25)),

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from visiongraft.geometry.cameras import camera_rays, project
 from visiongraft.geometry.panoramas import panorama_rays, pixel_from_direction
-
-from .raycaster import Hits, cast
-from .scenes import Scene, poses_at
+from visiongraft.worlds.raycaster import Hits, cast
+from visiongraft.worlds.scenes import Scene, poses_at
 
 
 @dataclass(frozen=True)

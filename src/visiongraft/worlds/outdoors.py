@@ -3,11 +3,11 @@
 import dataclasses
 import math
 
-from .building import block, egg, post, rod, turn
-from .colors import COLORS, darker, linear
-from .dice import Dice
-from .materials import brickwork, facade, leaves, paint, plaster, stone, striped, wood
-from .scenes import Material, Solid
+from visiongraft.worlds.building import block, egg, post, rod, turn
+from visiongraft.worlds.colors import COLORS, darker, linear
+from visiongraft.worlds.dice import Dice
+from visiongraft.worlds.materials import brickwork, facade, leaves, paint, plaster, stone, striped, wood
+from visiongraft.worlds.scenes import Material, Solid
 
 _BARK = Material(linear(0.38, 0.28, 0.20), "mottled", linear(0.22, 0.15, 0.10), (0.5, 1.5), image="gravel")
 _RUBBER = Material((0.015, 0.015, 0.017))

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .textures import image_index, look_up, tone
+from visiongraft.worlds.textures import image_index, look_up, tone
 
 Rays = Float[Tensor, " rays"]
 Color = Float[Tensor, "3 rays"]

@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .intersections import sum_of_products
-from .scenes import Scene
-from .shading import local_frame, shade
-from .sky import sky_color
-from .threads import share
-from .visibility import Posed, nearest, pose
+from visiongraft.worlds.intersections import sum_of_products
+from visiongraft.worlds.scenes import Scene
+from visiongraft.worlds.shading import local_frame, shade
+from visiongraft.worlds.sky import sky_color
+from visiongraft.worlds.threads import share
+from visiongraft.worlds.visibility import Posed, nearest, pose
 
 TILE = 16_384  # rays at a time: few enough for the cache, enough to hide the cost of calls
 

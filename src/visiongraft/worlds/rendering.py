@@ -10,9 +10,8 @@ from torch.nn import functional as F
 
 from visiongraft.geometry.cameras import camera_rays
 from visiongraft.geometry.panoramas import panorama_rays
-
-from .raycaster import cast
-from .scenes import Scene
+from visiongraft.worlds.raycaster import cast
+from visiongraft.worlds.scenes import Scene
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,14 @@
 import math
 from dataclasses import dataclass
 
-from .building import block, placed, post, sheet
-from .colors import COLORS, VIVID, darker, linear
-from .dice import Dice
-from .furniture import ball, bed, bookshelf, cabinet, chair, floor_lamp, plant, sofa, table, wall_picture
-from .lighting import daylight
-from .materials import WOODS, brickwork, checked, fabric, leaves, paint, plaster, striped, tiles, wood
-from .scenes import Light, Material, Number, Scene, Sky, Solid, Thing, Vector, assemble
-from .textures import PICTURES
+from visiongraft.worlds.building import block, placed, post, sheet
+from visiongraft.worlds.colors import COLORS, VIVID, darker, linear
+from visiongraft.worlds.dice import Dice
+from visiongraft.worlds.furniture import ball, bed, bookshelf, cabinet, chair, floor_lamp, plant, sofa, table, wall_picture
+from visiongraft.worlds.lighting import daylight
+from visiongraft.worlds.materials import WOODS, brickwork, checked, fabric, leaves, paint, plaster, striped, tiles, wood
+from visiongraft.worlds.scenes import Light, Material, Number, Scene, Sky, Solid, Thing, Vector, assemble
+from visiongraft.worlds.textures import PICTURES
 
 _WALLS = (
     linear(0.90, 0.87, 0.80),

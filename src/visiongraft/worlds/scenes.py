@@ -14,8 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from visiongraft.geometry.cameras import skew
-
-from .textures import image_index
+from visiongraft.worlds.textures import image_index
 
 SHAPES = ("box", "ellipsoid", "cylinder", "capsule", "plane")
 PATTERNS = ("plain", "checker", "stripes", "bricks", "planks", "windows", "mottled", "photograph")

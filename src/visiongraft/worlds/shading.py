@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .intersections import sum_of_products
-from .patterns import PATTERN_COLORS, Surface
-from .scenes import PATTERNS, SHAPES, Light, column
-from .visibility import FARTHEST, Posed, hidden
+from visiongraft.worlds.intersections import sum_of_products
+from visiongraft.worlds.patterns import PATTERN_COLORS, Surface
+from visiongraft.worlds.scenes import PATTERNS, SHAPES, Light, column
+from visiongraft.worlds.visibility import FARTHEST, Posed, hidden
 
 SHADOW_GAP = 1e-3  # metres between a surface and the rays that look for its light
 MATERIAL, SIZE, POSITION, ROTATION = slice(0, 12), slice(12, 15), slice(15, 18), slice(18, 27)

@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .intersections import sum_of_products
-from .scenes import Sky, column
-from .textures import image_index, look_up, tone
+from visiongraft.worlds.intersections import sum_of_products
+from visiongraft.worlds.scenes import Sky, column
+from visiongraft.worlds.textures import image_index, look_up, tone
 
 SUN_RADIUS = 0.025  # as seen, radians: five times the real one, to be a few pixels wide in a small picture
 _CLOUD_SCALE = 0.12  # cloud textures repeat after about eight times the height of the clouds

@@ -2,13 +2,13 @@
 
 import math
 
-from .building import block, placed, sheet
-from .colors import COLORS, VIVID, darker, linear
-from .dice import Dice
-from .lighting import TIMES, daylight
-from .materials import brickwork, facade, tiles
-from .outdoors import bench, car, pedestrian, shop_front, street_lamp, tree
-from .scenes import Light, Material, Scene, Solid, Thing, Vector, assemble
+from visiongraft.worlds.building import block, placed, sheet
+from visiongraft.worlds.colors import COLORS, VIVID, darker, linear
+from visiongraft.worlds.dice import Dice
+from visiongraft.worlds.lighting import TIMES, daylight
+from visiongraft.worlds.materials import brickwork, facade, tiles
+from visiongraft.worlds.outdoors import bench, car, pedestrian, shop_front, street_lamp, tree
+from visiongraft.worlds.scenes import Light, Material, Scene, Solid, Thing, Vector, assemble
 
 _FACADES: dict[str, Vector] = {
     "white": linear(0.88, 0.86, 0.82),

@@ -2,14 +2,29 @@
 
 import math
 
-from .building import block, placed
-from .colors import VIVID
-from .dice import Dice
-from .furniture import ball, blocks, book, bookshelf, bottle, bowl_of_fruit, candle, chair, mug, pencil, plant, table, vase, wall_picture
-from .materials import WOODS, checked, paint, striped, wood
-from .rooms import Shell, indoor_light, shell
-from .scenes import Material, Scene, Solid, Thing, Vector, assemble
-from .textures import PICTURES
+from visiongraft.worlds.building import block, placed
+from visiongraft.worlds.colors import VIVID
+from visiongraft.worlds.dice import Dice
+from visiongraft.worlds.furniture import (
+    ball,
+    blocks,
+    book,
+    bookshelf,
+    bottle,
+    bowl_of_fruit,
+    candle,
+    chair,
+    mug,
+    pencil,
+    plant,
+    table,
+    vase,
+    wall_picture,
+)
+from visiongraft.worlds.materials import WOODS, checked, paint, striped, wood
+from visiongraft.worlds.rooms import Shell, indoor_light, shell
+from visiongraft.worlds.scenes import Material, Scene, Solid, Thing, Vector, assemble
+from visiongraft.worlds.textures import PICTURES
 
 _HEIGHT = 0.75
 _OBJECTS = ("mug", "bottle", "books", "ball", "vase", "bowl of fruit", "candle", "toy blocks", "pencil", "photo frame")

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from .scans import photograph
+from visiongraft.worlds.scans import photograph
 
 # pictures for walls, and surfaces; the photographs among them come inside scikit-image's wheel
 PICTURES = ("astronaut", "cat", "coffee", "rocket", "motorcycle", "galaxies", "moon")

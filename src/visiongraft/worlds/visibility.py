@@ -8,8 +8,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from .intersections import INTERVALS, first_hit
-from .scenes import SHAPES, Scene, poses_at
+from visiongraft.worlds.intersections import INTERVALS, first_hit
+from visiongraft.worlds.scenes import SHAPES, Scene, poses_at
 
 FARTHEST = 1e6  # metres; beyond it a ray sees the sky
 NEAREST = 1e-4  # metres; what is nearer does not hide anything
