@@ -17,7 +17,8 @@ def constraints():
 
 def test_every_core_and_development_dependency_is_pinned_within_its_bounds():
     pinned = constraints()
-    for requirement in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"], *PROJECT["optional-dependencies"]["docs"]]:
+    extras = PROJECT["optional-dependencies"]
+    for requirement in [*PROJECT["dependencies"], *(each for name in ("dev", "docs", "robots", "serve") for each in extras[name])]:
         name, bound = re.match(r"([\w.-]+)(?:\[\w+\])?(?:>=([\d.]+))?", requirement).groups()
         version = pinned[name.lower().replace("_", "-")]
         if bound:
@@ -31,7 +32,17 @@ def test_pins_are_plain_versions():
 
 
 def test_extras_are_those_of_the_documentation():
-    assert set(PROJECT["optional-dependencies"]) == {"robots", "detection", "serve", "distributed", "gpu", "docs", "dev"}
+    assert set(PROJECT["optional-dependencies"]) == {
+        "robots",
+        "robosuite",
+        "libero",
+        "detection",
+        "serve",
+        "distributed",
+        "gpu",
+        "docs",
+        "dev",
+    }
 
 
 def test_importing_the_package_does_not_import_torch():
