@@ -290,7 +290,7 @@ def _initialise(module: nn.Module) -> None:
     elif isinstance(module, ImageEncoder):
         for block in module.blocks:
             if block.film is not None:  # unmodulated at first; applied after the block's own layers
-                nn.init.zeros_(block.film.weight)
+                nn.init.zeros_(block.film.weight)  # pyright: ignore[reportArgumentType]
 
 
 def _given(observation: dict[str, Tensor], name: str) -> Tensor:

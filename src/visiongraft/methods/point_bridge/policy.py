@@ -57,9 +57,9 @@ class PointBridgePolicy(Policy):
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "PointBridgePolicy":
         """Moves the model; normalisation and actions stay in NumPy."""
-        wanted = {name: value for name, value in (("device", device), ("dtype", dtype)) if value is not None}
-        if wanted:  # Diffusers warns of a dtype that is None
-            self.model.to(**wanted)
+        for target in (device, dtype):  # one at a time: Diffusers warns of a dtype that is None
+            if target is not None:
+                self.model.to(target)  # pyright: ignore[reportArgumentType, reportCallIssue]
         return self
 
     @property

@@ -85,14 +85,14 @@ def train_files(options: TrainOptions) -> int:
         logger=options.logger,
         workers=options.workers,
     )
-    trained = train(recipe, config)["model"]
+    train(recipe, config)
     card = PolicyCard(
         tasks=names,
         object_counts=tuple(sorted(set(data.object_counts.values()))),
         cameras=tuple(options.cameras or ()),
         text_encoder=options.text_encoder,
     )
-    print(PointBridgePolicy(trained, statistics, card, text_encoder=encoder).save_pretrained(options.output / "policy"))
+    print(PointBridgePolicy(model, statistics, card, text_encoder=encoder).save_pretrained(options.output / "policy"))
     return 0
 
 
