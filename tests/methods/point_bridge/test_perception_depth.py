@@ -60,8 +60,8 @@ def test_millimetres_and_metres_are_the_same_depth() -> None:
         (np.ones((2, 2)), "cm", "'m' or 'mm', got 'cm'"),
         (np.ones((2, 2, 3)), "m", r"one number a pixel, height x width; got shape \(2, 2, 3\)"),
         (np.full((2, 2), np.nan), "m", "no known pixel: all 4 are NaN"),
-        (np.full((2, 2), 800.0), "m", "median depth is 800 m .* these are millimetres: pass unit='mm'"),
-        (np.full((2, 2), 0.8), "mm", "these are metres: pass unit='m'"),
+        (np.full((2, 2), 800.0), "m", "median depth is 800 m .* these are millimetres: give the unit 'mm'"),
+        (np.full((2, 2), 0.8), "mm", "these are metres: give the unit 'm'"),
     ],
 )
 def test_depth_that_makes_no_sense_is_refused(depth: np.ndarray, unit: str, message: str) -> None:

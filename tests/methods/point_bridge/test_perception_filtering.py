@@ -278,7 +278,7 @@ def test_perceive_says_what_it_lacks(scene: tuple[RobotEnvironment, Observation]
         perceive(image, camera, depth=depth, names=["box"])
     with pytest.raises(ValueError, match="This camera has no depth"):
         perceive(image, camera, clicks=click)
-    with pytest.raises(ValueError, match="these are metres: pass unit='m'"):
+    with pytest.raises(ValueError, match="these are metres: give the unit 'm'"):
         perceive(image, camera, depth=depth, unit="mm", clicks=click)
     with pytest.raises(ValueError, match="calibrated for 128x128 pixels"):
         perceive(image[:100], camera, depth=depth[:100], clicks=click)

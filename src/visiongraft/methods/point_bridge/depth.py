@@ -36,9 +36,9 @@ def read_depth(depth: Shaped[np.ndarray, "..."], unit: str) -> Float[np.ndarray,
         raise ValueError(f"The depth map has no known pixel: all {depth.size} are NaN, infinite, zero or negative; check the camera.")
     median = float(np.median(metres[known]))
     if median > 100:
-        raise ValueError(f"The median depth is {median:.0f} m with the unit {unit!r}; these are millimetres: pass unit='mm'.")
+        raise ValueError(f"The median depth is {median:.0f} m with the unit {unit!r}; these are millimetres: give the unit 'mm'.")
     if median < 0.01 and unit == "mm":
-        raise ValueError(f"The median depth is {median * 1000:.2g} mm with the unit 'mm'; these are metres: pass unit='m'.")
+        raise ValueError(f"The median depth is {median * 1000:.2g} mm with the unit 'mm'; these are metres: give the unit 'm'.")
     return np.where(known, metres, np.inf).astype(np.float32)
 
 
