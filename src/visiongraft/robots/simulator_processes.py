@@ -126,7 +126,7 @@ def _serve_slots(pipe: Connection, make_slot: Callable[[], EpisodeSlot]) -> None
         while True:
             try:
                 commands = pipe.recv()
-            except EOFError:
+            except (EOFError, OSError):  # closed, maybe in the middle of a message or with an answer unread
                 return
             try:
                 answer = {slot: _portable(event) for slot, event in simulators.exchange(commands).items()}
@@ -134,7 +134,7 @@ def _serve_slots(pipe: Connection, make_slot: Callable[[], EpisodeSlot]) -> None
                 answer = _picklable(error)
             try:
                 pipe.send(answer)
-            except (BrokenPipeError, ConnectionResetError):
+            except OSError:
                 return
 
 
