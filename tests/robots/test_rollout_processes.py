@@ -38,9 +38,11 @@ def living(group):
 
 def test_ctrl_c_keeps_what_is_done_and_leaves_no_processes(tmp_path):
     program = f"""
+import signal
 from rollout_cell import Sleepy, make_cell
 from visiongraft.robots.rollouts import evaluate
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     evaluate(["fake/reach"], Sleepy(), episodes=500, slots=2, workers=2, environment_factory=make_cell, output={str(tmp_path)!r})
 """
     script = tmp_path / "evaluation.py"
@@ -53,7 +55,7 @@ if __name__ == "__main__":
             assert time.monotonic() < end and process.poll() is None, process.stderr.read()
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGINT)
-        told = process.communicate(timeout=120)[1]
+        told = process.communicate(timeout=60)[1]
     assert told.rstrip().endswith("KeyboardInterrupt") and told.count("Traceback") == 1
     end = time.monotonic() + 20  # multiprocessing's own helper ends when it notices
     while living(process.pid):
