@@ -95,7 +95,7 @@ def _placement_plot(path: Path, results: list[dict[str, Any]]) -> Figure:
 
 
 def picture_grid(
-    rows: Sequence[Sequence[Float[Tensor, "3 height width"]]],
+    rows: Sequence[Sequence[Float[Tensor, "3 _ _"]]],
     titles: Sequence[str],
     labels: Sequence[str],
     path: Path,

@@ -136,7 +136,7 @@ def _points_of(frame: Frame) -> Float[np.ndarray, "height width 3"]:
 
 
 def _share_out(
-    points: Float[np.ndarray, "height width 3"], piece: Mask, owners: list[Float[np.ndarray, "n 3"]]
+    points: Float[np.ndarray, "height width 3"], piece: Mask, owners: list[Float[np.ndarray, "_ 3"]]
 ) -> list[Bool[np.ndarray, "height width"]]:
     """A piece divided among objects by whose last points are nearest."""
     if len(owners) == 1:
