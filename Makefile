@@ -35,6 +35,10 @@ benchmark: .venv/core
 	$(BIN)/python benchmarks/panorama.py
 	$(BIN)/python benchmarks/panorama_circular.py
 	$(BIN)/python benchmarks/worlds.py
+	$(BIN)/python benchmarks/robots_rendering.py
+	$(BIN)/python benchmarks/robots_generation.py
+	$(BIN)/python benchmarks/robots_serving.py
+	$(BIN)/python benchmarks/point_bridge.py
 
 .venv/torch: constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
