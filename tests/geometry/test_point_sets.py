@@ -36,16 +36,11 @@ def test_farthest_points_are_those_of_the_definition(n, num, dim, start):
     assert found.tolist() == [by_the_definition(p.numpy(), num, start) for p in points]
 
 
-def test_large_clouds_give_the_same_points_as_the_definition(monkeypatch):
-    points = cloud(2, 700, 3, dtype=torch.float32)
-    plain = farthest_points(points, 60)
-    monkeypatch.setattr(point_sets, "_UNCHUNKED", 100)
-    monkeypatch.setattr(point_sets, "_CHUNK", 32)
-    assert torch.equal(farthest_points(points, 60), plain)
+def test_pytorch_chooses_the_same_points_as_numpy(monkeypatch):
     grid = torch.cartesian_prod(*[torch.arange(9.0)] * 3)[None]  # full of ties: the first of equally far points wins in both
-    chunked = farthest_points(grid, 100)
-    monkeypatch.undo()
-    assert torch.equal(farthest_points(grid, 100), chunked)
+    with_numpy = farthest_points(grid, 100)
+    monkeypatch.setattr(point_sets, "_farthest_on_cpu", lambda *_: pytest.fail("NumPy was used"))
+    assert torch.equal(farthest_points(grid.bfloat16(), 100), with_numpy)  # whole numbers below 256 are exact there
 
 
 def test_farthest_points_of_a_square_with_its_middle_are_the_corners_first():

@@ -50,7 +50,9 @@ class TrainState:
         optimizers, schedules = {}, {}
         for name, spec in recipe.optimizers.items():
             parameters = [p for module in spec.modules for p in modules[module].parameters() if p.requires_grad]
-            optimizer = torch.optim.AdamW(parameters, lr=spec.learning_rate, betas=spec.betas, weight_decay=spec.weight_decay)
+            settings: dict[str, Any] = {"lr": spec.learning_rate, "betas": spec.betas, "weight_decay": spec.weight_decay}
+            # without it a CPU makes several small calls for every parameter
+            optimizer = torch.optim.AdamW(parameters, **settings, fused=accelerator.device.type == "cpu")
             schedules[name] = get_scheduler(spec.schedule, optimizer, num_warmup_steps=spec.warmup_steps, num_training_steps=config.steps)
             optimizers[name] = optimizer
         averages = {}

@@ -1,5 +1,8 @@
 """SAM 2 as tiny random instances: our preparation of images, bounded memory, and masks that do not depend on it."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,7 @@ from transformers import Sam2Config, Sam2Model, Sam2VideoConfig, Sam2VideoModel
 
 from visiongraft.methods.point_bridge import sam2
 from visiongraft.methods.point_bridge.frames import Frame
-from visiongraft.methods.point_bridge.sam2 import Sam2Segmenter, Sam2Tracker, session_bytes
+from visiongraft.methods.point_bridge.sam2 import Sam2Segmenter, Sam2Tracker
 from visiongraft.robots.cameras import Camera, intrinsics_from_fovy
 
 SIZE = (60, 90)
@@ -25,6 +28,24 @@ VISION = {
     "backbone_channel_list": [128, 64, 32, 16],
     "backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]],
 }
+
+
+def session_bytes(session: Any) -> int:
+    """Memory of all tensors that a SAM 2 session holds."""
+    seen: dict[int, int] = {}
+
+    def visit(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            seen[value.data_ptr()] = value.nbytes
+        elif isinstance(value, Mapping):
+            for entry in value.values():
+                visit(entry)
+        elif isinstance(value, list | tuple):
+            for entry in value:
+                visit(entry)
+
+    visit([vars(session), session.cache._vision_features])
+    return sum(seen.values())
 
 
 def frame(seed: int = 0) -> Frame:

@@ -199,8 +199,8 @@ def bad_points():
     [
         ({"object_points": bad_points()}, "5 of 168 points of object_points are not finite after lifting; check the depth map"),
         (
-            {"robot_points": np.zeros((7, 9, 3), np.float32)},
-            r"robot_points of an episode must have the shape \(steps, 8, 3\); got \(7, 9, 3\)",
+            {"robot_points": np.zeros((7, 9, 2), np.float32)},
+            r"robot_points of an episode must have the shape \(steps, any, 3\); got \(7, 9, 2\)",
         ),
         ({"proprioception": np.zeros((0, 10), np.float32)}, "needs at least one step"),
         ({"robot_points": np.zeros((6, 8, 3), np.float32)}, "7 steps of proprioception but 6 of robot_points"),

@@ -25,7 +25,7 @@ KEY_POINTS = np.array(
 )
 
 
-def make_episode(seed=0, steps=5, objects=2, instruction="put it there"):
+def make_episode(seed=0, steps=5, objects=2, instruction="put it there", key_points=8):
     """A gripper on a smooth way, with the key points that belong to its pose."""
     rng = np.random.default_rng(seed)
     start, end, turn = rng.uniform(0.2, 0.6, 3), rng.uniform(0.2, 0.6, 3), rng.normal(size=3)
@@ -40,7 +40,7 @@ def make_episode(seed=0, steps=5, objects=2, instruction="put it there"):
     return Episode(
         instruction=instruction,
         proprioception=np.concatenate([positions, rotation_6d(rotations), gripper], axis=1).astype(np.float32),
-        robot_points=transform_points(poses, keys).astype(np.float32),
+        robot_points=transform_points(poses, keys)[:, :key_points].astype(np.float32),
         object_points=rng.uniform(0.2, 0.6, (1, objects, 6, 3)).repeat(steps, axis=0).astype(np.float32),
         scene_points=rng.uniform(0.2, 0.6, (steps, 20, 3)).astype(np.float32),
         images={"left": rng.integers(255, size=(steps, 32, 32, 3), dtype=np.uint8)},
@@ -56,7 +56,8 @@ def observe(episode, step):
 def make_policy(seed=0, card=None, **options):
     torch.manual_seed(seed)
     model = create_model("tiny", **options)
-    tasks = [TaskEpisodes(task="suite/a", episodes=[make_episode(s) for s in range(3)])]
+    episodes = [make_episode(s, key_points=model.config.num_key_points) for s in range(3)]
+    tasks = [TaskEpisodes(task="suite/a", episodes=episodes)]
     card = card or PolicyCard(tasks=("suite/a",), object_counts=(2,), cameras=("left",))
     return PointBridgePolicy(model, policy_statistics(tasks, model, range_floor=0.1), card)
 
@@ -146,8 +147,10 @@ def test_a_killed_training_gives_the_same_weights(tmp_path, monkeypatch):
         assert torch.equal(a, b), name
 
 
-def test_exact_points_give_back_exact_poses():
-    policy, episode = make_policy(action_mode="points"), make_episode(4, steps=6)
+@pytest.mark.parametrize("key_points", [8, 5])
+def test_exact_points_give_back_exact_poses(key_points):
+    policy = make_policy(action_mode="points", num_key_points=key_points)
+    episode = make_episode(4, steps=6, key_points=key_points)
     policy.slots.push(0, policy._seen(observe(episode, 0)))
     targets = action_targets(episode, "points").astype(np.float64)
     made = policy._from_points(targets[None], [0])[0]
@@ -245,6 +248,7 @@ def with_nan():
         ({"observed": "image"}, {"images": {"left": np.zeros((32, 32, 3), np.float32)}}, r"must be \(height, width, 3\) uint8"),
         ({"observed": "image"}, {"images": {"left": np.zeros((16, 16, 3), np.uint8)}}, "sees 1 cameras of 32x32 pixels; got 1 of 16x16"),
         ({"observed": "scene", "action_mode": "points"}, {"robot_points": None}, "predicts points needs robot_points and proprioception"),
+        ({"action_mode": "points", "num_key_points": 5}, {}, "predicts 5 points of the robot; the observation has 8"),
     ],
 )
 def test_bad_observations_are_refused(options, changes, message):

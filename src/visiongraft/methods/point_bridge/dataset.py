@@ -75,7 +75,7 @@ def action_targets(episode: Episode, action_mode: str) -> Float[np.ndarray, "ste
     if action_mode == "pose":
         return episode.proprioception[after]
     points, gripper = _needed(episode, "robot_points")[after], episode.proprioception[after, 9:]
-    return np.concatenate([points.reshape(len(episode), 24), np.repeat(gripper, 3, axis=1)], axis=1)
+    return np.concatenate([points.reshape(len(episode), -1), np.repeat(gripper, 3, axis=1)], axis=1)
 
 
 def policy_statistics(tasks: Sequence[TaskEpisodes], model: PointBridgeModel, range_floor: float = 0.0) -> dict[str, MinMax]:
@@ -240,7 +240,7 @@ def subset(points: Float[np.ndarray, "history objects points 3"], count: int | N
     total = points.shape[2]
     if count is None or count >= total:
         return points
-    chosen = rng.permuted(np.tile(np.arange(total), (points.shape[1], 1)), axis=1)[:, :count]
+    chosen = rng.random((points.shape[1], total)).argpartition(count, axis=1)[:, :count]
     return np.take_along_axis(points, chosen[None, :, :, None], axis=2)
 
 

@@ -27,7 +27,7 @@ class Episode:
         instruction: what is done.
         proprioception: (steps, 10): position, 6D rotation (first two rows), last gripper command. The action of a step is the next
             step's row: the pose that was reached, and the gripper command that was given.
-        robot_points: (steps, 8, 3).
+        robot_points: (steps, key points, 3); 8 on the authors' gripper.
         object_points: (steps, objects, points, 3).
         scene_points: (steps, points, 3), for policies on an unfiltered cloud.
         images: (steps, height, width, 3) by camera, for image policies.
@@ -45,7 +45,7 @@ class Episode:
     images: dict[str, UInt8[np.ndarray, "..."]] | None = None
 
     def __post_init__(self) -> None:
-        shapes = {"proprioception": (10,), "robot_points": (8, 3), "object_points": (None, None, 3), "scene_points": (None, 3)}
+        shapes = {"proprioception": (10,), "robot_points": (None, 3), "object_points": (None, None, 3), "scene_points": (None, 3)}
         if not len(self.proprioception):
             raise ValueError("An episode needs at least one step.")
         for name, shape in shapes.items():

@@ -13,12 +13,11 @@ from visiongraft.methods.point_bridge.encoders import ImageEncoder, PointNet
 from visiongraft.methods.point_bridge.heads import MAX_QUERIES, ActionHead, DiffusionHead, MixtureHead
 from visiongraft.methods.point_bridge.trunk import CausalTrunk
 
-ACTION_DIMS: dict[str, int] = {"pose": 10, "points": 27}
 _CHOICES = {
     "observed": ("points", "scene", "image"),
     "tokens": ("shared", "per_object", "combined"),
     "head": ("deterministic", "mixture", "diffusion"),
-    "action_mode": tuple(ACTION_DIMS),
+    "action_mode": ("pose", "points"),
     "image_pooling": ("mean", "soft_argmax"),
 }
 
@@ -91,6 +90,7 @@ class PointBridgeModel(ModelMixin, ConfigMixin):
         use_proprio, use_language: whether there is a proprioception token and a language token (multi-task).
         head: ``deterministic``, ``mixture`` or ``diffusion``.
         action_mode: ``pose`` (10 numbers, see robots.actions) or ``points`` (future robot points and three times the gripper command).
+        num_key_points: of the robot, which ``points`` predicts; 8 on the authors'.
         token_dim, hidden_size, num_layers, num_heads, max_length, dropout: of tokens and trunk.
         point_widths: of the PointNet.
         chunk, head_layers, head_feedforward: of the head.
@@ -116,6 +116,7 @@ class PointBridgeModel(ModelMixin, ConfigMixin):
         use_language: bool = True,
         head: str = "deterministic",
         action_mode: str = "pose",
+        num_key_points: int = 8,
         token_dim: int = 512,
         hidden_size: int = 256,
         num_layers: int = 8,
@@ -245,14 +246,22 @@ def create_model(size: str = "official", **options: Any) -> PointBridgeModel:
     return PointBridgeModel(**{**SIZES[size], **options})
 
 
+def action_dim(config: Any) -> int:
+    """Numbers of an action of a model's configuration: a pose and the gripper command, or points and three times the command."""
+    return 10 if config.action_mode == "pose" else 3 * config.num_key_points + 3
+
+
 def _check(config: Any) -> None:
     for name, accepted in _CHOICES.items():
         if config[name] not in accepted:
             raise ValueError(f"{name} must be one of {', '.join(accepted)}; got {config[name]!r}.")
     if not 1 <= config.chunk <= MAX_QUERIES:
         raise ValueError(f"chunk must lie between 1 and {MAX_QUERIES}, the size of the query table; got {config.chunk}.")
-    if config.history < 1 or config.num_cameras < 1:
-        raise ValueError(f"history and num_cameras must be at least 1; got {config.history} and {config.num_cameras}.")
+    if min(config.history, config.num_cameras) < 1 or config.num_key_points < 3:
+        raise ValueError(
+            "history and num_cameras must be at least 1 and num_key_points at least 3; "
+            f"got {config.history}, {config.num_cameras} and {config.num_key_points}."
+        )
     if config.hidden_size % config.num_heads:
         raise ValueError(f"hidden_size {config.hidden_size} must be a multiple of num_heads {config.num_heads}.")
 
@@ -265,7 +274,7 @@ def _projector(dim: int, token_dim: int) -> nn.Sequential:
 def _head(config: Any) -> ActionHead:
     options = {
         "hidden_size": config.hidden_size,
-        "action_dim": ACTION_DIMS[config.action_mode],
+        "action_dim": action_dim(config),
         "chunk": config.chunk,
         "num_layers": config.head_layers,
         "num_heads": config.num_heads,

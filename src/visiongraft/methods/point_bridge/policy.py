@@ -14,7 +14,7 @@ from visiongraft.geometry.point_sets import align_points
 from visiongraft.methods.point_bridge.dataset import pad_objects
 from visiongraft.methods.point_bridge.episodes import require_finite
 from visiongraft.methods.point_bridge.language import TextEncoder, load_text_encoder
-from visiongraft.methods.point_bridge.model import ACTION_DIMS, PointBridgeModel
+from visiongraft.methods.point_bridge.model import PointBridgeModel, action_dim
 from visiongraft.methods.point_bridge.policy_files import PolicyCard, read_policy, write_policy
 from visiongraft.methods.point_bridge.slots import Slots
 from visiongraft.robots.actions import absolute_action
@@ -116,7 +116,7 @@ class PointBridgePolicy(Policy):
         inputs = {name: values.to(device, torch.bool if values.dtype == torch.bool else dtype) for name, values in batch.items()}
         noise = None
         if config.head == "diffusion":
-            shape = (config.history, config.chunk, ACTION_DIMS[config.action_mode])
+            shape = (config.history, config.chunk, action_dim(config))
             noise = torch.stack([torch.randn(shape, generator=self.slots.generator(slot)) for slot in slots]).to(device, dtype)
         return self.model(inputs, noise=noise)[:, -1].double().cpu().numpy()
 
@@ -140,6 +140,11 @@ class PointBridgePolicy(Policy):
         if config.action_mode == "points":  # where the robot began; not for the model
             if "robot_points" not in observation or "proprioception" not in observation:
                 raise ValueError("A policy that predicts points needs robot_points and proprioception; add them with an observer.")
+            if len(observation["robot_points"]) != config.num_key_points:
+                raise ValueError(
+                    f"The policy predicts {config.num_key_points} points of the robot; the observation has "
+                    f"{len(observation['robot_points'])}. Give the observer the key points of training."
+                )
             values["start"] = np.concatenate([np.ravel(observation["robot_points"]), np.ravel(observation["proprioception"])])
         return values
 
@@ -176,12 +181,13 @@ class PointBridgePolicy(Policy):
     def _from_points(self, actions: np.ndarray, slots: Sequence[int]) -> np.ndarray:
         """Poses from predicted robot points: turned as the points have turned since the slot began, at the middle of the first two."""
         starts = np.stack([self.slots.first(slot)["start"] for slot in slots]).astype(np.float64)
-        began, poses = starts[:, :24].reshape(-1, 1, 8, 3), rotation_from_6d(starts[:, 27:33])
-        points = actions[..., :24].reshape(*actions.shape[:2], 8, 3)
+        numbers = 3 * self.model.config.num_key_points
+        began, poses = starts[:, :numbers].reshape(-1, 1, numbers // 3, 3), rotation_from_6d(starts[:, numbers + 3 : numbers + 9])
+        points = actions[..., :numbers].reshape(*actions.shape[:2], numbers // 3, 3)
         turned = align_points(torch.from_numpy(np.broadcast_to(began, points.shape).copy()), torch.from_numpy(points)).numpy()
         made = np.zeros((*actions.shape[:2], 4, 4))
         made[..., :3, :3], made[..., :3, 3] = turned[..., :3, :3] @ poses[:, None], points[..., :2, :].mean(axis=-2)
-        return absolute_action(made, actions[..., 24:].mean(axis=-1))
+        return absolute_action(made, actions[..., numbers:].mean(axis=-1))
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Writes the policy's folder, see :func:`visiongraft.methods.point_bridge.policy_files.write_policy`."""
@@ -216,7 +222,7 @@ class PointBridgePolicy(Policy):
 
 
 def _check_statistics(model: PointBridgeModel, statistics: dict[str, MinMax]) -> None:
-    wanted = {"proprioception": model.config.proprio_dim, "actions": ACTION_DIMS[model.config.action_mode]}
+    wanted = {"proprioception": model.config.proprio_dim, "actions": action_dim(model.config)}
     if model.config.observed != "image":
         wanted["points"] = 3
     for name, dims in wanted.items():

@@ -178,24 +178,6 @@ def forget(session: Any, frame: int, reach: int) -> None:
             del tracked[old]
 
 
-def session_bytes(session: Any) -> int:
-    """Memory of all tensors that a SAM 2 session holds."""
-    seen: dict[int, int] = {}
-
-    def visit(value: Any) -> None:
-        if isinstance(value, Tensor):
-            seen[value.data_ptr()] = value.nbytes
-        elif isinstance(value, Mapping):
-            for entry in value.values():
-                visit(entry)
-        elif isinstance(value, list | tuple):
-            for entry in value:
-                visit(entry)
-
-    visit([vars(session), session.cache._vision_features])
-    return sum(seen.values())
-
-
 def _pixels(
     image: UInt8[np.ndarray, "height width 3"], side: int, model: Any, small: tuple[int, int] | None = None
 ) -> Float[Tensor, "1 3 side side"]:

@@ -1,15 +1,8 @@
 """The small-scale study of Point Bridge: does a policy that sees a few filtered points cross into the twin, and what does it need for that?
 
 Per seed and task: scripted demonstrations of four instance pairs and generated ones from them, recorded once with points, a picture and an
-unfiltered cloud; five policies of one trunk on the same demonstrations, and one with language for all tasks; roll-outs of each in
-simulation and in the visually shifted twin. Nothing is tuned in between.
-
-CPU time of the default budget, from step times on one thread of a busy machine that renders by casting rays. A training step of 96
-samples takes 0.14 s on points, 0.15 on clouds and 0.28 on pictures: 37 minutes for the five policies of a task and seed, and 15 for the
-multi-task policy of a seed. A generated demonstration takes 1 s: 2 minutes a task and seed. A control step of a roll-out takes 2 ms with
-points of whole surfaces, 6 with aligned ones, 5 with pictures, 14 with clouds, 22 with segmentation, 66 with plane removal and 70 to 110
-with stereo: at 90 steps an episode, and 120 where policies fail, half an hour a task and seed. Together 3.8 hours a seed, 11.5 for three;
-the bundled policy adds 40 minutes. Nothing else on the machine makes it about a third less.
+unfiltered cloud. Per seed: policies of one trunk for all tasks on the same demonstrations, which see different things, and one on points
+for each task; roll-outs of each in simulation and in the visually shifted twin. Nothing is tuned in between.
 """
 
 import functools
@@ -23,7 +16,7 @@ from visiongraft.methods.point_bridge.study_cells import MEASURED, NEW_PAIR, SIM
 from visiongraft.methods.point_bridge.study_data import make_demonstrations
 from visiongraft.methods.point_bridge.study_options import StudyBudget, StudyOptions
 from visiongraft.methods.point_bridge.study_pictures import EPISODE_PICTURE, TWIN_PICTURE, episode_sheet, twin_sheet
-from visiongraft.methods.point_bridge.study_policies import MULTI, POINTS, VARIANTS, train_policy, train_variant
+from visiongraft.methods.point_bridge.study_policies import POINTS, SINGLE, VARIANTS, train_policy, train_variant
 from visiongraft.methods.point_bridge.study_report import study_report
 from visiongraft.studies import Report, Study
 
@@ -45,7 +38,7 @@ def run_study(options: StudyOptions) -> Report:
     results = [_seed(study, options, seed) for seed in options.seeds]
     bundled = bundle(study, options) if options.bundle else None
     for picture in (TWIN_PICTURE, EPISODE_PICTURE):
-        shutil.copyfile(_folder(options, options.seeds[0]) / _short(options.tasks[0]) / picture, options.output / picture)
+        shutil.copyfile(_folder(options, options.seeds[0]) / _named(options.tasks) / picture, options.output / picture)
     report = study_report(options, results, bundled, settings, study.seconds)
     report.write(options.output)
     return report
@@ -61,10 +54,10 @@ def _seed(study: Study, options: StudyOptions, seed: int) -> dict[str, Any]:
             f"data-{seed}-{_short(task)}", lambda task=task, folder=folder: make_demonstrations(task, seed, budget, folder)
         )
     for name, variant in VARIANTS.items():
-        if variant.multi_task and len(options.tasks) < 2:
+        if name == SINGLE and len(options.tasks) == 1:  # it is the other one
             del result["cells"][name]
             continue
-        for tasks in [options.tasks] if variant.multi_task else [(task,) for task in options.tasks]:
+        for tasks in [(task,) for task in options.tasks] if variant.single_task else [options.tasks]:
             folder = _folder(options, seed) / _named(tasks) / _slug(name)
             data = {task: [folders[task]] for task in tasks}
             trained = study.unit(
@@ -75,9 +68,8 @@ def _seed(study: Study, options: StudyOptions, seed: int) -> dict[str, Any]:
             measured = _roll_outs(study, f"{seed}", name, MEASURED[name], tasks, folder, seed, budget)
             for cell, found in measured.items():
                 result["cells"][name][cell] |= found
-    shown = options.tasks[0]
-    succeeded = result["cells"][POINTS][TWIN][shown]["succeeded"]
-    study.unit(f"pictures-{seed}-{_short(shown)}", lambda: _pictures(options, seed, shown, succeeded))
+    succeeded = result["cells"][POINTS][TWIN][options.tasks[0]]["succeeded"]
+    study.unit(f"pictures-{seed}-{_named(options.tasks)}", lambda: _pictures(options, seed, succeeded))
     return result
 
 
@@ -100,9 +92,9 @@ def _roll_outs(
     }
 
 
-def _pictures(options: StudyOptions, seed: int, task: str, succeeded: list[list[int]]) -> dict[str, Any]:
+def _pictures(options: StudyOptions, seed: int, succeeded: list[list[int]]) -> dict[str, Any]:
     """The twin's looks, and an episode of the points policy: its first success, or its first start where there is none."""
-    folder, budget = _folder(options, seed) / _short(task), options.budget
+    folder, budget, task = _folder(options, seed) / _named(options.tasks), options.budget, options.tasks[0]
     twin_sheet(task, seed, budget, folder / TWIN_PICTURE)
     policy = PointBridgePolicy.from_pretrained(folder / _slug(POINTS) / "policy")
     pair, start = succeeded[0] if succeeded else (budget.pairs[0], seed)
@@ -118,9 +110,9 @@ def bundle(study: Study, options: StudyOptions) -> dict[str, Any]:
     data = {task: [_data_folder(options, seed, task) for seed in options.seeds] for task in options.tasks}
     named = f"{_named(options.tasks)}-{'-'.join(map(str, options.seeds))}-{budget.bundle_steps}-steps"
     folder = output / "bundled" / named
-    variant = VARIANTS[MULTI]
+    variant = VARIANTS[POINTS]
     trained = study.unit(f"bundle-train-{named}", lambda: train_policy(variant, data, _BUNDLED_SEED, budget, folder, budget.bundle_steps))
-    cells = _roll_outs(study, f"bundle-{named}", MULTI, BUNDLED_CELLS, options.tasks, folder, _BUNDLED_STARTS, budget)
+    cells = _roll_outs(study, f"bundle-{named}", POINTS, BUNDLED_CELLS, options.tasks, folder, _BUNDLED_STARTS, budget)
     weights = PointBridgePolicy.from_pretrained(folder / "policy").save_pretrained(output / "weights" / "policy")
     size = sum(file.stat().st_size for file in weights.rglob("*") if file.is_file())
     return {"training": trained, "cells": cells, "bytes": size}

@@ -8,7 +8,7 @@ from visiongraft.methods.point_bridge.observing import Eyes
 from visiongraft.methods.point_bridge.policy import PointBridgePolicy
 from visiongraft.methods.point_bridge.study_data import CAMERA, NUM_POINTS, shares
 from visiongraft.methods.point_bridge.study_options import StudyBudget
-from visiongraft.methods.point_bridge.study_policies import CO_TRAINED, IMAGE, MERGED, MULTI, POINTS, SCENE, VARIANTS
+from visiongraft.methods.point_bridge.study_policies import CO_TRAINED, IMAGE, MERGED, POINTS, SCENE, SINGLE, VARIANTS
 from visiongraft.robots.results import EvaluationResult
 from visiongraft.robots.rollouts import EvaluationTask, evaluate
 from visiongraft.training.order import derived_seed
@@ -57,11 +57,11 @@ CELLS: dict[str, Cell] = {
 _COMPARED = (SIMULATION, TWIN, NEW_PAIR)
 MEASURED: dict[str, tuple[str, ...]] = {
     POINTS: tuple(CELLS),
-    MERGED: _COMPARED,
+    SINGLE: _COMPARED,
     SCENE: (*_COMPARED, CLEAR, *CAMERA_ERRORS.values()),
     IMAGE: (*_COMPARED, CLEAR),
     CO_TRAINED: _COMPARED,
-    MULTI: _COMPARED,
+    MERGED: _COMPARED,
 }
 """Cells of every policy."""
 

@@ -21,12 +21,12 @@ class StudyBudget:
         image_size: side of the image policy's pictures
         stereo_size: height and width of the stereo pair
         size: of the policies: small or tiny
-        steps: of policies on points; the multi-task policy takes as many for every task
-        image_steps: of image policies, which learn more slowly
+        steps: of training for every task
+        image_steps: the same for image policies, which learn more slowly
         batch_size: samples a step
         points_per_object: random points of every object in a sample of training
         image_shift: largest random shift of pictures in training, pixels
-        episodes: of a task in the cells that policies are compared in, spread over the pairs
+        episodes: of a task and seed in the cells that policies are compared in, spread over the pairs
         side_episodes: the same for the cells that vary the points, the camera and the perception
         max_steps: control steps of an episode; default: the environment's
         bundle_steps: of the bundled policy
@@ -35,22 +35,22 @@ class StudyBudget:
 
     pairs: tuple[int, ...] = (0, 1, 2, 3)
     sources: int = 5
-    demonstrations: int = 25
+    demonstrations: int = 60
     twin_demonstrations: int = 10
     scene_points: int = 256
     camera_size: tuple[int, int] = (120, 160)
     image_size: int = 64
     stereo_size: tuple[int, int] = (240, 320)
     size: Literal["small", "tiny"] = "small"
-    steps: int = 2000
-    image_steps: int = 4000
+    steps: int = 1500
+    image_steps: int = 2000
     batch_size: int = 96
     points_per_object: int = 32
     image_shift: int = 4
-    episodes: int = 50
-    side_episodes: int = 20
+    episodes: int = 17
+    side_episodes: int = 8
     max_steps: int | None = None
-    bundle_steps: int = 12000
+    bundle_steps: int = 9000
     slots: int = 13
 
     def __post_init__(self) -> None:
@@ -68,7 +68,7 @@ class StudyOptions:
     Args:
         output: folder of report.json, report.md, figures, demonstrations and policies; an interrupted study continues there
         seeds: independent repetitions, each with its own demonstrations, training and roll-outs
-        tasks: of the tabletop; the multi-task policy is trained where there is more than one
+        tasks: of the tabletop; policies for single tasks are trained beside those for all where there is more than one
         bundle: train the bundled policy too, on the demonstrations of all seeds, into output/weights/policy
         budget: how much is trained and measured
     """
@@ -90,12 +90,12 @@ class StudyOptions:
 def study(options: StudyOptions) -> int:
     """Measure the paper's claims at small scale: points against images and clouds, in simulation and in the twin, over several seeds.
 
-    It takes hours of CPU time. Processes may share it on one output: each with seeds (or tasks of a seed) of its own, and a last call
-    with all of them, which trains the multi-task policies that are missing and reports. Set OMP_NUM_THREADS=1 for each.
+    It takes hours of CPU time. Processes may share it on one output: each with seeds of its own, and a last call with all of them, which
+    reports. Set OMP_NUM_THREADS=1 for each.
 
     examples:
       visiongraft point_bridge study
-      visiongraft point_bridge study --seeds '[2]' --tasks '[tabletop/stack]'      # beside others, on the same output
+      visiongraft point_bridge study --seeds '[2]'      # beside others, on the same output
       visiongraft point_bridge study --seeds '[0]' --tasks '[tabletop/stack]' --budget.steps 200 --budget.episodes 8 --output /tmp/study
     """
     from visiongraft.methods.point_bridge.study import run_study

@@ -29,32 +29,33 @@ class Variant:
     Args:
         observed, tokens: see ``PointBridgeModel``.
         with_twin: co-trained with twin demonstrations.
-        multi_task: one policy with language for all tasks.
+        single_task: a policy for each task, without language, in place of one for all.
     """
 
     observed: str = "points"
     tokens: str = "per_object"
     with_twin: bool = False
-    multi_task: bool = False
+    single_task: bool = False
 
 
-POINTS, MERGED, SCENE, IMAGE, CO_TRAINED, MULTI = (
+POINTS, SINGLE, SCENE, IMAGE, CO_TRAINED, MERGED = (
     "points",
-    "merged points",
+    "points, single-task",
     "scene cloud",
     "image",
     "points, co-trained",
-    "points, multi-task",
+    "merged points",
 )
 VARIANTS: dict[str, Variant] = {
     POINTS: Variant(),
-    MERGED: Variant(tokens="shared"),
+    SINGLE: Variant(single_task=True),
     SCENE: Variant(observed="scene"),
     IMAGE: Variant(observed="image"),
     CO_TRAINED: Variant(with_twin=True),
-    MULTI: Variant(multi_task=True),
+    MERGED: Variant(tokens="shared"),
 }
-"""Per-object points; all objects in one cloud without identity; an unfiltered cloud; a picture; and points with more data."""
+"""Points with a token for every object; a policy for each task; an unfiltered cloud; a picture; more data; and, as in the authors' code,
+all objects in one cloud without identity."""
 
 
 def train_variant(name: str, data: dict[str, list[Path]], seed: int, budget: StudyBudget, folder: Path) -> dict[str, Any]:
@@ -71,14 +72,15 @@ def train_variant(name: str, data: dict[str, list[Path]], seed: int, budget: Stu
         Parameters, steps and the last loss.
     """
     variant = VARIANTS[name]
-    steps = budget.image_steps if variant.observed == "image" else budget.steps * len(data)
-    return train_policy(variant, data, seed, budget, folder, steps)
+    steps = budget.image_steps if variant.observed == "image" else budget.steps
+    return train_policy(variant, data, seed, budget, folder, steps * len(data))
 
 
 def train_policy(variant: Variant, data: dict[str, list[Path]], seed: int, budget: StudyBudget, folder: Path, steps: int) -> dict[str, Any]:
     """As :func:`train_variant`, of any variant for any number of steps."""
     is_image = variant.observed == "image"
     cameras = (CAMERA,) if is_image else ()
+    use_language = len(data) > 1
     simulated = {task: [episode for folder in folders for episode in read_simulation(folder, is_image)] for task, folders in data.items()}
     tasks = [TaskEpisodes(task=task, episodes=episodes) for task, episodes in simulated.items()]
     if variant.with_twin:
@@ -90,10 +92,10 @@ def train_policy(variant: Variant, data: dict[str, list[Path]], seed: int, budge
             budget.size,
             observed=variant.observed,
             tokens=variant.tokens,
-            use_language=variant.multi_task,
+            use_language=use_language,
             **({"image_size": budget.image_size, "image_pooling": "soft_argmax"} if is_image else {}),
         )
-    encoder = load_text_encoder(_TEXT_ENCODER) if variant.multi_task else None
+    encoder = load_text_encoder(_TEXT_ENCODER) if use_language else None
     statistics = policy_statistics(tasks, model, RANGE_FLOOR)
     samples = PolicyDataset(
         tasks,

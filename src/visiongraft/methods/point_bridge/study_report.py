@@ -121,7 +121,7 @@ def bundled_table(bundled: dict[str, Any]) -> Table:
     rows.append(["all", *(str(pool(cells[cell].values())) for cell in columns)])
     run = bundled["training"]
     return Table(
-        title="The bundled multi-task policy",
+        title="The bundled policy",
         columns=["task", *columns],
         rows=rows,
         note=f"One training of {run['steps']} steps on the demonstrations of all seeds, {run['parameters']} parameters, "
@@ -139,7 +139,8 @@ def _notes(budget: StudyBudget, results: Results) -> list[str]:
     )
     return [
         f"{fair} Every policy of a seed learned from the same demonstrations with the same trunk, batch and rate; image policies took "
-        f"{budget.image_steps} steps and random shifts, the others {budget.steps}.",
+        f"{budget.image_steps} steps a task and random shifts, the others {budget.steps}. All but the single-task policies are one policy "
+        "for all tasks, which reads the instruction.",
         "The twin is not a robot: other colours, textures, lights, friction, gains and camera, three distractors, and points lifted from "
         "noisy rendered depth with the simulator's instance masks. The scene cloud is lifted from depth without noise, which favours it. "
         f"{CLEAR[0].upper()}{CLEAR[1:]} has everything but the distractors.",

@@ -46,7 +46,11 @@ def train_files(options: TrainOptions) -> int:
         tasks = co_training(sim, real, options.sim_share)
     names = tuple(dict.fromkeys(task.task for task in tasks))
     use_language = len(names) > 1 if options.language is None else options.language
-    images = {"num_cameras": len(options.cameras or ()), "image_size": _image_side(tasks, options)} if options.observed == "image" else {}
+    sizes: dict[str, Any] = {}
+    if options.observed == "image":
+        sizes |= {"num_cameras": len(options.cameras or ()), "image_size": _image_side(tasks, options)}
+    if (key_points := tasks[0].episodes[0].robot_points) is not None:
+        sizes["num_key_points"] = key_points.shape[1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         model = create_model(
@@ -57,7 +61,7 @@ def train_files(options: TrainOptions) -> int:
             action_mode=options.action_mode,
             history=options.history,
             use_language=use_language,
-            **images,
+            **sizes,
         )
     encoder = load_text_encoder(options.text_encoder) if use_language else None
     statistics = policy_statistics(tasks, model, options.range_floor)
