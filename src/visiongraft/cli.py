@@ -177,7 +177,7 @@ def _call(program: str, verb: Callable[..., Any], words: list[str]) -> int:
     """Parses the words into the verb's options and runs it."""
     options_class = next(kind for name, kind in get_type_hints(verb).items() if name != "return")
     parser = _parser(program, verb, options_class)
-    parsed = parser.instantiate_classes(parser.parse_args([_normalised(word) for word in words]))
+    parsed = parser.instantiate(parser.parse_args([_normalised(word) for word in words]))
     values = {field.name: parsed[field.name] for field in dataclasses.fields(options_class)}
     return int(verb(options_class(**values)) or 0)
 

@@ -10,6 +10,7 @@ from visiongraft.robots.mujoco_bodies import camera_pose
 from visiongraft.robots.observers import Observer
 from visiongraft.robots.points import SimulatorPoints, align_to_depth
 from visiongraft.robots.poses import invert_pose, look_at, make_pose, rotation_from_vector, transform_points
+from visiongraft.robots.raycasting import cast_rays
 
 SCENE = """
 <mujoco>
@@ -251,3 +252,24 @@ def test_points_of_the_tabletop_aligned_to_its_camera_are_what_the_camera_sees()
         assert (
             np.quantile(np.linalg.norm(seen[:, None] - plain[index][None], axis=-1).min(1), 0.95) < 0.02
         )  # and every place seen has a point near it
+
+
+def test_a_random_camera_aligns_points_to_what_stands_before_it_and_goes_back():
+    view = View(size=(96, 96), renderer="raycast")
+    environment = make_environment("tabletop/put_on_plate", view=view)
+    at_home = environment.camera("left", (96, 96)).camera_to_base
+    places = []
+    for seed in (1, 2):
+        observation, _ = environment.reset(seed=seed)
+        observer, found = points_of(environment, observation, align_camera="left", random_camera=True)
+        _, again = points_of(environment, observation, align_camera="left", random_camera=True)
+        np.testing.assert_array_equal(again["object_points"], found["object_points"])
+        place = observer._camera_to_base[:3, 3]
+        ways = found["object_points"].reshape(-1, 3).astype(np.float64) - place
+        distance, geoms = cast_rays(environment.model, environment.data, place, ways)
+        assert (geoms >= 0).all() and np.quantile(np.abs(distance - 1), 0.95) < 1e-3  # nothing stands between it and the points
+        places.append(place)
+        np.testing.assert_array_equal(environment.camera("left", (96, 96)).camera_to_base, at_home)
+    assert np.linalg.norm(places[0] - places[1]) > 0.05 and np.linalg.norm(places[0] - at_home[:3, 3]) > 0.05
+    with pytest.raises(ValueError, match="takes its lens from a camera of the environment"):
+        SimulatorPoints(environment, random_camera=True)

@@ -1,6 +1,7 @@
 """Bodies and geoms of a MuJoCo model by name: poses, contacts, and which geom belongs to which object."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import mujoco
 import numpy as np
@@ -63,6 +64,18 @@ def site_pose(data: mujoco.MjData, site: int) -> Float[np.ndarray, "4 4"]:
 def camera_pose(data: mujoco.MjData, camera: int) -> Float[np.ndarray, "4 4"]:
     """Pose of a camera in the world with OpenCV axes; MuJoCo's own look along -z with y up."""
     return make_pose(data.cam_xmat[camera].reshape(3, 3) * np.array([1.0, -1.0, -1.0]), data.cam_xpos[camera])
+
+
+@contextmanager
+def camera_moved(data: mujoco.MjData, camera: int, camera_to_world: Float[np.ndarray, "4 4"]) -> Iterator[None]:
+    """Puts a camera elsewhere (OpenCV axes) for what is rendered inside; the next physics step would put it back."""
+    place, turn = data.cam_xpos[camera].copy(), data.cam_xmat[camera].copy()
+    data.cam_xpos[camera] = camera_to_world[:3, 3]
+    data.cam_xmat[camera] = (camera_to_world[:3, :3] * np.array([1.0, -1.0, -1.0])).reshape(-1)
+    try:
+        yield
+    finally:
+        data.cam_xpos[camera], data.cam_xmat[camera] = place, turn
 
 
 def touching(data: mujoco.MjData, first: Iterable[int], second: Iterable[int]) -> bool:

@@ -14,9 +14,11 @@ from visiongraft.robots.body_surfaces import VISUAL_GROUPS, has_surface, sample_
 from visiongraft.robots.cameras import Camera
 from visiongraft.robots.environment import RobotEnvironment
 from visiongraft.robots.key_points import GripperKeyPoints, robot_key_points
+from visiongraft.robots.mujoco_bodies import camera_moved
 from visiongraft.robots.observers import camera_depth
 from visiongraft.robots.policy import Observation
 from visiongraft.robots.poses import invert_pose, make_pose
+from visiongraft.robots.random_cameras import random_cameras
 
 
 def align_to_depth(
@@ -59,13 +61,15 @@ class SimulatorPoints:
         seed: draws the points.
         align_camera: the camera to whose depth image points are aligned, see :func:`align_to_depth`; as training data of Point
             Bridge are. Depth in the observation is used where it is there, and rendered otherwise.
+        random_camera: that camera stands elsewhere in every episode, see :mod:`visiongraft.robots.random_cameras`, so that a policy
+            does not come to depend on one place. (The authors copy a trajectory for each of five cameras.)
         candidates: points that are drawn by area on an object, of which ``per_object`` are chosen far from each other. An object's
             bodies that have a surface share both numbers evenly; the last one takes the remainder.
         skip_groups: geoms that are not sampled, see :func:`visiongraft.robots.body_surfaces.body_surfaces`.
         key_points: of the gripper.
 
     Raises:
-        ValueError: no such camera, or fewer candidates than points.
+        ValueError: no such camera, a random camera that is none, or fewer candidates than points.
 
     Source: Point Bridge brief, 2.3.
     """
@@ -77,6 +81,7 @@ class SimulatorPoints:
         seed: int = 0,
         align_camera: str | None = None,
         *,
+        random_camera: bool = False,
         candidates: int = 1000,
         skip_groups: Collection[int] = VISUAL_GROUPS,
         key_points: GripperKeyPoints = GripperKeyPoints(),  # noqa: B008
@@ -85,6 +90,9 @@ class SimulatorPoints:
             raise ValueError(f"per_object must be from 1 to the number of candidates ({candidates}); got {per_object}.")
         if align_camera is not None and align_camera not in environment.camera_names():
             raise ValueError(f"The environment has no camera {align_camera!r}; it has {', '.join(environment.camera_names()) or 'none'}.")
+        if random_camera and align_camera is None:
+            raise ValueError("A random camera takes its lens from a camera of the environment; name one with align_camera.")
+        self.random_camera = random_camera
         self.environment, self.per_object, self.seed, self.align_camera = environment, per_object, seed, align_camera
         self.candidates, self.skip_groups, self.key_points = candidates, tuple(skip_groups), key_points
         self._model: mujoco.MjModel | None = None
@@ -111,6 +119,9 @@ class SimulatorPoints:
                 on_body = torch.from_numpy(sample_body(model, body, drawn, generator, self.skip_groups))
                 points.append(on_body[farthest_points(on_body[None], count)[0]].numpy())
                 owners += count * [model.body(body).id]
+        if self.random_camera:
+            rng = np.random.default_rng(_episode_seed(self.seed, observation))
+            self._camera_to_base = random_cameras(1, rng)[0]
         self._bodies, self._owners = np.unique(np.array(owners), return_inverse=True)
         self._points = np.concatenate(points)
 
@@ -136,10 +147,16 @@ class SimulatorPoints:
         }
 
     def _depth(self, observation: Observation, camera: str) -> tuple[Float[np.ndarray, "height width"], Camera]:
-        if camera in observation.get("depth", {}):
+        if camera in observation.get("depth", {}) and not self.random_camera:
             return camera_depth(observation, camera)
         size = self.environment.view.size
-        return self.environment.render_view(camera, ("depth",), size)["depth"], self.environment.camera(camera, size)
+        lens = self.environment.camera(camera, size)
+        if not self.random_camera:
+            return self.environment.render_view(camera, ("depth",), size)["depth"], lens
+        index, to_world = self.environment.model.camera(camera).id, self.environment.base_to_world()
+        with camera_moved(self.environment.data, index, to_world @ self._camera_to_base):
+            depth = self.environment.render_view(camera, ("depth",), size)["depth"]
+        return depth, Camera(lens.intrinsics, self._camera_to_base, size)
 
 
 def _shares(num: int, parts: int) -> list[int]:

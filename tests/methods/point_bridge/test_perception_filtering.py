@@ -181,6 +181,18 @@ def test_depth_that_is_nan_under_an_object_is_told_or_makes_it_stale(scene: tupl
     assert scene_filter(lost)["stale"] == (name,)
 
 
+def test_a_frame_without_any_depth_makes_everything_stale_and_the_next_one_goes_on(scene: tuple[RobotEnvironment, Observation]) -> None:
+    environment, observation = scene
+    names = environment.object_names
+    dark = {**observation, "depth": {"left": np.full((128, 128), np.inf, np.float32)}}
+    for scene_filter in (simulator_filter(names, "left", noise=PERFECT), plane_filter(given_names(names), InstancePointer(names), "left")):
+        seen = run(scene_filter, observation)
+        lost = scene_filter(dark)
+        assert lost["stale"] == names
+        np.testing.assert_array_equal(lost["object_points"], seen["object_points"])
+        assert scene_filter(observation)["stale"] == ()
+
+
 def test_what_is_not_there_is_told(scene: tuple[RobotEnvironment, Observation]) -> None:
     environment, observation = scene
     names = environment.object_names

@@ -7,18 +7,19 @@ from typing import ClassVar, Literal
 
 from visiongraft.methods.point_bridge.study_options import study
 
-Perception = Literal["simulator", "aligned", "segmentation", "stereo", "plane", "scene", "images"]
+PerceptionName = Literal["simulator", "aligned", "random_camera", "segmentation", "stereo", "plane", "scene", "images"]
 Engine = Literal["local", "processes", "ray"]
 
 
 @dataclass(kw_only=True)
-class Recording:
+class RecordingOptions:
     """What is recorded beside the states, and by whom.
 
     Args:
         pairs: instance pairs of a tabletop task, each in a file of its own (its number is added to the output's name); default: the
             training pairs 0 to 3, and none for other suites
-        perception: points that are stored: simulator, aligned (moved to what the camera sees), segmentation, stereo, plane, scene, or
+        perception: points that are stored: simulator, aligned (moved to what the camera sees), random_camera (the same with the camera
+            elsewhere in every episode), segmentation, stereo, plane, scene, or
             images for the camera's images alone
         camera: of aligned points, clouds and images
         image_size: height and width of images in pixels
@@ -30,7 +31,7 @@ class Recording:
     """
 
     pairs: list[int] | None = None
-    perception: Perception = "aligned"
+    perception: PerceptionName = "aligned"
     camera: str = "left"
     image_size: tuple[int, int] = (120, 160)
     points: int = 128
@@ -41,7 +42,7 @@ class Recording:
 
 
 @dataclass(kw_only=True)
-class CollectOptions(Recording):
+class CollectOptions(RecordingOptions):
     """Options of ``collect``.
 
     Args:
@@ -70,7 +71,7 @@ def collect(options: CollectOptions) -> int:
 
 
 @dataclass(kw_only=True)
-class GenerateOptions(Recording):
+class GenerateOptions(RecordingOptions):
     """Options of ``generate``.
 
     Args:
@@ -218,7 +219,7 @@ class EvaluateOptions:
     twin: bool = False
     distractors: bool | None = None
     camera_error: float = 0.0
-    perception: Perception | None = None
+    perception: PerceptionName | None = None
     camera: str = "left"
     image_size: tuple[int, int] = (120, 160)
     points: int | None = None

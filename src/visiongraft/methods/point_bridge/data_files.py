@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from visiongraft.methods.point_bridge.commands import CollectOptions, GenerateOptions, Recording
+from visiongraft.methods.point_bridge.commands import CollectOptions, GenerateOptions, RecordingOptions
 from visiongraft.methods.point_bridge.observing import Eyes
 from visiongraft.robots.extras import require
 
@@ -111,5 +111,5 @@ def _environment_options(pair: int | None, twin: bool) -> dict[str, Any]:
     return ({} if pair is None else {"pair": pair}) | ({"twin": True} if twin else {})
 
 
-def _eyes(options: Recording) -> Eyes:
+def _eyes(options: RecordingOptions) -> Eyes:
     return Eyes(options.perception, camera=options.camera, size=options.image_size, points=options.points, seed=options.seed)

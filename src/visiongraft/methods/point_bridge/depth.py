@@ -53,15 +53,17 @@ class CameraDepth:
     unit: str = "m"
 
     def __call__(self, frame: Frame) -> Float[np.ndarray, "height width"]:
-        """Metres.
+        """Metres; infinity everywhere in a frame that the camera dropped (no pixel is known), which is for the filter to bridge.
 
         Raises:
-            ValueError: a camera without depth, or what :func:`read_depth` refuses.
+            ValueError: a camera without depth, or what else :func:`read_depth` refuses.
         """
         if frame.depth is None:
             raise ValueError(
                 "This camera has no depth; ask for it with View(modalities=(…, 'depth')), or use StereoDepth with a second camera."
             )
+        if not (np.isfinite(frame.depth) & (frame.depth > 0)).any():
+            return np.full(frame.depth.shape, np.inf, np.float32)
         return read_depth(frame.depth, self.unit)
 
 

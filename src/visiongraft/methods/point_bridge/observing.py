@@ -5,18 +5,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, get_args
 
-from visiongraft.methods.point_bridge.commands import Perception
+from visiongraft.methods.point_bridge.commands import PerceptionName
 from visiongraft.robots.observers import Observer
 from visiongraft.robots.views import Modality, View
 
 if TYPE_CHECKING:
     from visiongraft.robots.environment import RobotEnvironment
 
-PERCEPTIONS: tuple[str, ...] = get_args(Perception)
-"""``simulator``: points of the true surfaces. ``aligned``: those, moved to what a camera sees (training data). ``segmentation``: the scene
-filter with the simulator's masks, eroded, and noisy depth. ``stereo``: the same with depth of a stereo pair by semi-global matching.
-``plane``: pieces above the table plane in noisy depth; the simulator only says where they are in the first frame. ``scene``: the unfiltered
-cloud. ``images``: nothing is added."""
+PERCEPTIONS: tuple[str, ...] = get_args(PerceptionName)
+"""``simulator``: points of the true surfaces. ``aligned``: those, moved to what a camera sees (training data). ``random_camera``: the
+same, and the camera stands elsewhere in every episode. ``segmentation``: the scene filter with the simulator's masks, eroded, and noisy
+depth. ``stereo``: the same with depth of a stereo pair by semi-global matching. ``plane``: pieces above the table plane in noisy depth; the
+simulator only says where they are in the first frame. ``scene``: the unfiltered cloud. ``images``: nothing is added."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Eyes:
             "scene": ("depth",),
             "images": ("images",),
         }
-        if self.perception == "simulator":
+        if self.perception in ("simulator", "random_camera"):  # the latter renders for itself
             return View(size=self.size, renderer=self.renderer)
         cameras = (self.camera, self.right_camera) if self.perception == "stereo" else (self.camera,)
         return View(cameras=cameras, modalities=modalities[self.perception], size=self.size, renderer=self.renderer)
@@ -87,8 +87,9 @@ def make_observer(eyes: Eyes, environment: "RobotEnvironment") -> Observer:
     names = environment.object_names
     if eyes.perception == "images":
         raise ValueError("An image policy sees the images themselves; it needs no observer.")
-    if eyes.perception in ("simulator", "aligned"):
-        return SimulatorPoints(environment, eyes.points, eyes.seed, eyes.camera if eyes.perception == "aligned" else None)
+    if eyes.perception in ("simulator", "aligned", "random_camera"):
+        camera = None if eyes.perception == "simulator" else eyes.camera
+        return SimulatorPoints(environment, eyes.points, eyes.seed, camera, random_camera=eyes.perception == "random_camera")
     if eyes.perception == "scene":
         return SceneCloud(eyes.camera, eyes.points)
     if eyes.perception == "plane":

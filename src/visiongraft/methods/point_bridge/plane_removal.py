@@ -16,6 +16,9 @@ from visiongraft.robots.poses import invert_pose, transform_points
 
 _NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))  # half of the eight; the rest is their mirror image
 
+LEAST_PIXELS = 100
+"""With depth, for a table plane to be fitted."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GripperZone:
@@ -96,7 +99,7 @@ def table_heights(frame: Frame) -> tuple[Float[np.ndarray, "height width 3"], Fl
         raise ValueError("Plane removal needs depth, and this camera has none; give a depth source, or another segmenter.")
     points = base_points(frame.depth, frame.camera)
     flat = points[np.isfinite(points).all(-1)]
-    if len(flat) < 100:
+    if len(flat) < LEAST_PIXELS:
         raise ValueError(f"Only {len(flat)} of {points[..., 0].size} pixels have depth, too few for a table plane; check the depth map.")
     normal, offset, _ = fit_plane(torch.from_numpy(flat), 0.008)
     heights = points @ normal.numpy() - float(offset)

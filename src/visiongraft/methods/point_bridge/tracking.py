@@ -11,7 +11,7 @@ from scipy.spatial import cKDTree
 
 from visiongraft.methods.point_bridge.frames import Frame, Mask
 from visiongraft.methods.point_bridge.lifting import base_points
-from visiongraft.methods.point_bridge.plane_removal import PlaneRemoval
+from visiongraft.methods.point_bridge.plane_removal import LEAST_PIXELS, PlaneRemoval
 
 
 @runtime_checkable
@@ -70,8 +70,11 @@ class PieceTracker:
         return dict(masks)
 
     def track(self, frame: Frame) -> dict[str, Mask]:
-        """Masks of the next frame by name."""
-        points, labels = _points_of(frame), self.removal.label(frame)
+        """Masks of the next frame by name; nothing is found in a frame that has (almost) no depth, as a camera gives now and then."""
+        points = _points_of(frame)
+        if np.isfinite(points).all(-1).sum() < LEAST_PIXELS:
+            return {name: np.zeros(points.shape[:2], bool) for name in self._points}
+        labels = self.removal.label(frame)
         pieces = np.unique(labels[labels > 0])
         centres = np.array([np.median(points[labels == piece], axis=0) for piece in pieces]).reshape(-1, 3)
         claims = self._claims(points, labels, pieces, centres)
