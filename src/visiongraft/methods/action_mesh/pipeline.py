@@ -1,0 +1,318 @@
+"""From a clip to an animated mesh: stage 0 or a given mesh, stage I, stage II."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from visiongraft.methods.action_mesh.animation import Animation
+from visiongraft.methods.action_mesh.frames import check_num_frames
+from visiongraft.methods.action_mesh.given_mesh import GivenMesh, MeshSource, take_mesh
+from visiongraft.methods.action_mesh.guidance import PairGuidance
+from visiongraft.methods.action_mesh.image_to_3d import prepared_frames
+from visiongraft.methods.action_mesh.latent_bank import TimeBank
+from visiongraft.methods.action_mesh.memory import Precision, Stage, Stagewise, autocast
+from visiongraft.methods.action_mesh.presets import Preset, preset_of
+from visiongraft.methods.action_mesh.rectified_flow import RectifiedFlowScheduler
+from visiongraft.methods.action_mesh.shape_latents import MAX_FACES, encode_mesh, extract_mesh, picture_tokens, sample_shape
+from visiongraft.methods.action_mesh.stage_one import Callback, generate_latents
+from visiongraft.methods.action_mesh.stage_two import QUERY_CHUNK, deform_mesh
+from visiongraft.methods.action_mesh.temporal_autoencoder import TemporalAutoencoder
+from visiongraft.methods.action_mesh.temporal_denoiser import TemporalDenoiser
+from visiongraft.methods.action_mesh.triposg_dit import TripoSGDiT
+from visiongraft.methods.action_mesh.triposg_vae import TripoSGVAE
+from visiongraft.methods.action_mesh.windows import SLIDE, WINDOW, plan_windows
+
+STAGES = ("pictures", "shape", "latents", "vertices")
+"""What ``on_stage`` is told, in this order: image tokens, stage 0 (or the encoding of a given mesh), stage I, stage II."""
+
+
+class ActionMeshPipeline(Stagewise, DiffusionPipeline):
+    """Animated meshes from clips.
+
+    Example::
+
+        pipeline = ActionMeshPipeline(denoiser, autoencoder, vae, dit, scheduler, image_encoder)
+        animation = pipeline(matte_frames(read_frames("clip.mp4")))
+
+    Args:
+        denoiser: stage I (graft 1).
+        autoencoder: stage II (graft 2).
+        vae: the base's, for meshes to latents and back.
+        dit, scheduler: stage 0; not needed where a mesh is given.
+        image_encoder: Transformers' ``Dinov2Model``, or a module or function from prepared frames to tokens. A function is not saved
+            with the pipeline; give it again to ``from_pretrained``.
+        feature_extractor: image processor of a Transformers encoder; ``None``: DINOv2's preparation.
+
+    Source: arXiv 2601.16148; ActionMesh brief, 2 and 6.
+    """
+
+    model_cpu_offload_seq = "image_encoder->dit->vae->denoiser->autoencoder"
+    _optional_components = ["dit", "scheduler", "image_encoder", "feature_extractor"]
+
+    def __init__(
+        self,
+        denoiser: TemporalDenoiser,
+        autoencoder: TemporalAutoencoder,
+        vae: TripoSGVAE,
+        dit: TripoSGDiT | None = None,
+        scheduler: RectifiedFlowScheduler | None = None,
+        image_encoder: Any = None,
+        feature_extractor: Any = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            denoiser=denoiser,
+            autoencoder=autoencoder,
+            vae=vae,
+            dit=dit,
+            scheduler=scheduler,
+            image_encoder=image_encoder,
+            feature_extractor=feature_extractor,
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        frames: Float[Tensor, "frames channels height width"],
+        mesh: MeshSource | None = None,
+        anchor: int | None = 0,
+        preset: str | Preset = "default",
+        seed: int = 44,
+        window: int = WINDOW,
+        slide: int = SLIDE,
+        num_tokens: int | None = None,
+        subsampling_level: int = 1,
+        fit_scale: float | int = 1.0,
+        mesh_yaw: float | int | str = 0.0,
+        callback: Callback | None = None,
+        cancel: Callable[[], bool] | None = None,
+        *,
+        sources: Mapping[int, MeshSource] | None = None,
+        anchor_latents: Float[Tensor, "tokens channels"] | None = None,
+        continue_from: Animation | None = None,
+        image_context: Float[Tensor, "frames words width"] | None = None,
+        guidance: PairGuidance | None = None,
+        noise_correlation: float | int = 0.0,
+        split_cfg_batch: bool | None = None,
+        resolution: int = 256,
+        max_faces: int | None = MAX_FACES,
+        upstream_scale: bool = False,
+        query_chunk: int = QUERY_CHUNK,
+        targets_at_once: int = 1,
+        precision: Precision = "auto",
+        force: bool = False,
+        on_stage: Callable[[str], None] | None = None,
+    ) -> Animation:
+        """Animates a mesh by a clip. No argument is changed.
+
+        Args:
+            frames: in [0, 1]; with alpha (4 channels) they are cropped to the object and put before white, without (3 channels) they
+                are taken as they are, square and before white.
+            mesh: to animate: a file, a :class:`visiongraft.media.meshes.Mesh`, or (vertices, faces). ``None``: it is made from the
+                anchor's picture.
+            anchor: frame that shows the mesh. ``None``: nothing is known, and the mesh is that of frame 0 after stage I; the released
+                weights were not trained for that.
+            preset: ``default``, ``fast``, or settings.
+            seed: of stage 0 and of the encoding of a mesh; window i of stage I has seed + i.
+            window, slide: frames of a window, and new ones of each; clips may be longer or shorter.
+            num_tokens: of a frame's latents; default: what the denoiser was trained for.
+            subsampling_level: 1: one mesh a frame; 2 adds one between each two, 3 three.
+            fit_scale: half the longest extent of a given mesh in the box; below 1 it leaves room for motion outward.
+            mesh_yaw: by how many degrees a given mesh is turned about Y before it is encoded (and back afterwards), or ``search``: the
+                one of four turns whose outline is most like the anchor's frame.
+            callback: told (steps done, steps of the window, windows before this one, windows) in every stage.
+            cancel: asked before each step.
+            sources: further known meshes by frame, in the coordinates of ``mesh``.
+            anchor_latents: of the mesh, in place of encoding it.
+            continue_from: animation of the clip's first part; its frames are kept.
+            image_context: tokens of the frames, in place of the image encoder.
+            guidance: of stage I, in place of the preset's.
+            noise_correlation: of the frames' noise in stage I, in [0, 1].
+            split_cfg_batch: guidance branches one by one; default: in low-memory mode.
+            resolution, max_faces, upstream_scale: of the extraction of a mesh from stage 0.
+            query_chunk: vertices at once in stage II.
+            targets_at_once: times at once in stage II.
+            precision: of autocast, see :func:`visiongraft.methods.action_mesh.memory.autocast`.
+            force: run windows of more than 20,000 tokens on a CPU.
+            on_stage: told the name of each stage when it begins, see ``STAGES``.
+
+        Returns:
+            The animation, on the CPU: in the coordinates and the vertex order of a given mesh, else in the box [-1, 1]^3.
+
+        Raises:
+            ValueError: fewer than 2 frames, frames or meshes that cannot be used, or a component that is missing; see the parts.
+            IndexError: an anchor outside the clip.
+            Cancelled: when ``cancel`` says so.
+
+        Source: ActionMesh brief, 2.4 to 2.11 and 6.
+        """
+        count, settings = len(frames), preset_of(preset)
+        windows = plan_windows(0 if anchor is None else anchor, count, window, slide)
+        check_num_frames(count, self.denoiser.config.temporal_context_size)
+        self._check_options(count, mesh, anchor, anchor_latents, sources, continue_from)
+        num_tokens = self.denoiser.config.num_tokens_nominal if num_tokens is None else num_tokens
+        prepared = prepared_frames(frames)
+        device = self.stage_device
+        half: Callable[[Stage], AbstractContextManager[Any]] = lambda stage: autocast(device, stage, precision)
+        self._begin("pictures", on_stage, cancel)
+        if image_context is None:
+            with self.working("image_encoder") as encoder, half("shape"):
+                image_context = picture_tokens(encoder, self.feature_extractor, prepared.to(device))
+        elif len(image_context) != count:
+            raise ValueError(f"image_context has tokens of {len(image_context)} frames, and the clip has {count}.")
+        image_context = image_context.to(device)
+
+        self._begin("shape", on_stage, cancel)
+        given = None if mesh is None else take_mesh(mesh, fit_scale, mesh_yaw, prepared[anchor or 0])
+        known = TimeBank() if continue_from is None else continue_from.latent_bank()
+        if anchor is not None and anchor not in known:
+            known.add(anchor, self._anchor_latents(given, anchor_latents, image_context[anchor], settings, num_tokens, seed, half, callback, cancel))
+        for frame, other in (sources or {}).items():
+            known.add(frame, self._encode(*given.also(other), num_tokens, seed))
+
+        self._begin("latents", on_stage, cancel)
+        with self.working("denoiser") as denoiser, half("latents"), self._reporting("stage I", callback) as told:
+            latents = generate_latents(
+                _Forced(denoiser) if force else denoiser,
+                image_context[None],
+                known,
+                anchor=anchor,
+                num_tokens=num_tokens,
+                window=window,
+                slide=slide,
+                num_steps=settings.steps,
+                shift=settings.shift,
+                guidance=PairGuidance.image(settings.guidance) if guidance is None else guidance,
+                seed=seed,
+                noise_correlation=noise_correlation,
+                split_cfg_batch=self.low_memory if split_cfg_batch is None else split_cfg_batch,
+                callback=told,
+                cancel=cancel,
+            )
+        codes = TimeBank({time: latents[time][0] for time in latents.times})
+
+        self._begin("vertices", on_stage, cancel)
+        vertices, faces = self._anchor_mesh(
+            given, continue_from, codes[anchor or 0], half, {"resolution": resolution, "max_faces": max_faces, "upstream_scale": upstream_scale}
+        )
+        with self.working("autoencoder") as autoencoder, half("vertices"), self._reporting("stage II", callback) as told:
+            moved = deform_mesh(
+                _ForcedContext(autoencoder) if force else autoencoder,
+                codes,
+                vertices.to(device),
+                faces.to(device),
+                windows,
+                known=None if continue_from is None else continue_from.vertex_bank().to(device),
+                subsampling_level=subsampling_level,
+                query_chunk=query_chunk,
+                targets_at_once=targets_at_once,
+                callback=told,
+                cancel=cancel,
+            )
+        box = moved.stack().cpu()
+        return Animation(
+            vertices=box if given is None else given.restore(box),
+            faces=faces.cpu() if given is None else given.original_faces,
+            times=tuple(moved.times),
+            anchor=anchor or 0,
+            latents=codes.stack(range(count)).cpu(),
+            box_vertices=box,
+            box_faces=faces.cpu(),
+            mesh_yaw_deg=0.0 if given is None else given.yaw_deg,
+        )
+
+    def _check_options(
+        self, count: int, mesh: Any, anchor: int | None, anchor_latents: Any, sources: Mapping[int, Any] | None, before: Animation | None
+    ) -> None:
+        if anchor is None and (mesh is not None or anchor_latents is not None or sources):
+            raise ValueError("anchor=None generates everything from the pictures; a mesh, its latents or sources need the frame they show.")
+        if sources and mesh is None:
+            raise ValueError("sources are further meshes in the coordinates of mesh; give mesh, that of the anchor, too.")
+        if wrong := sorted(frame for frame in sources or {} if not 0 <= frame < count):
+            raise IndexError(f"sources must name frames of the clip, 0 to {count - 1}; got {wrong}.")
+        if anchor is not None and len({anchor, *(sources or {})}) == count:
+            raise ValueError("All frames are sources, nothing to generate; leave at least one frame unknown.")
+        if before is not None:
+            made = len(before.latent_bank())
+            if anchor != before.anchor or made >= count:
+                raise ValueError(
+                    f"To go on from an animation of {made} frames with anchor {before.anchor}, give a longer clip that begins with the same "
+                    f"frames, and the same anchor; got {count} frames and anchor {anchor}."
+                )
+
+    def _anchor_latents(
+        self,
+        given: GivenMesh | None,
+        latents: Float[Tensor, "tokens channels"] | None,
+        context: Float[Tensor, "words width"],
+        settings: Preset,
+        num_tokens: int,
+        seed: int,
+        half: Callable[[Stage], AbstractContextManager[Any]],
+        callback: Callback | None,
+        cancel: Callable[[], bool] | None,
+    ) -> Float[Tensor, "1 tokens channels"]:
+        """Of the anchor: those given, those of the given mesh, or stage 0's."""
+        if latents is not None:
+            return latents[None]
+        if given is not None:
+            return self._encode(given.vertices, given.faces, num_tokens, seed)
+        if self.scheduler is None:
+            raise ValueError("Stage 0 makes the mesh from a picture, but the pipeline has no scheduler; give it, or give a mesh.")
+        with self.working("dit") as dit, half("shape"), self._reporting("stage 0", callback) as told:
+            return sample_shape(
+                dit,
+                self.scheduler,
+                context[None],
+                num_steps=settings.shape_steps,
+                guidance_scale=settings.shape_guidance,
+                num_tokens=num_tokens,
+                generator=torch.Generator().manual_seed(seed),
+                callback=lambda step, steps: told(step, steps, 0, 1),
+                cancel=cancel,
+            )
+
+    def _encode(self, vertices: Tensor, faces: Tensor, num_tokens: int, seed: int) -> Float[Tensor, "1 tokens channels"]:
+        with self.working("vae") as vae:
+            return encode_mesh(vae, vertices, faces, num_tokens=num_tokens, generator=torch.Generator().manual_seed(seed))
+
+    def _anchor_mesh(
+        self,
+        given: GivenMesh | None,
+        before: Animation | None,
+        latents: Float[Tensor, "tokens channels"],
+        half: Callable[[Stage], AbstractContextManager[Any]],
+        options: dict[str, Any],
+    ) -> tuple[Float[Tensor, "v 3"], Int[Tensor, "f 3"]]:
+        """In the box: the given one, that of the earlier animation, or the one of the latents."""
+        if given is not None:
+            return given.vertices, given.faces
+        if before is not None:
+            return before.anchor_mesh()
+        with self.working("vae") as vae, half("shape"):
+            return extract_mesh(vae, latents, **options)
+
+    def _begin(self, stage: str, on_stage: Callable[[str], None] | None, cancel: Callable[[], bool] | None) -> None:
+        check_cancel(cancel, f"before the stage {stage!r}")
+        if on_stage is not None:
+            on_stage(stage)
+
+    @contextmanager
+    def _reporting(self, name: str, callback: Callback | None) -> Iterator[Callback]:
+        """A progress bar of one stage, and the caller's callback, as one callback."""
+        with self.progress_bar(total=1) as bar:
+            bar.set_description(name)
+
+            def told(step: int, steps: int, window: int, windows: int) -> None:
+                bar.total = steps * windows
+                bar.update(steps * window + step - bar.n)
+                if callback is not None:
+                    callback(step, steps, window, windows)
+
+            yield told
