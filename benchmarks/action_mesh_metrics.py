@@ -39,9 +39,8 @@ def seconds(call: Callable[[], object], repeats: int, options: argparse.Namespac
 
 
 def compare(what: str, call: Callable[[str], float], options: argparse.Namespace, repeats: tuple[int, int] = (3, 1)) -> None:
-    tree, brute = (
-        seconds(lambda search=search: call(search), count, options) for search, count in zip(("tree", "brute"), repeats, strict=True)
-    )
+    tree = seconds(lambda: call("tree"), repeats[0], options)
+    brute = seconds(lambda: call("brute"), repeats[1], options)
     print(f"{what:58} {1e3 * tree:12.1f} {1e3 * brute:12.1f} {brute / tree:8.1f}x {abs(call('tree') - call('brute')):10.1e}")
 
 
@@ -51,9 +50,10 @@ def distances(options: argparse.Namespace) -> None:
         what = f"chamfer, {num:,} points, {asked:,} queries each way"
         compare(what, lambda search, a=a, b=b, asked=asked: chamfer_distance(a, b, asked, search=search), options)
     for frames, num in ((16, 10_000), (16, 30_000)):
-        a = torch.stack([cloud(num, k) for k in range(frames)]).to(options.device)
+        a = torch.stack([cloud(num, 0) * (1 + 0.02 * k) for k in range(frames)]).to(options.device)
+        b = torch.stack([cloud(num, 1) * (1 + 0.02 * k) for k in range(frames)]).to(options.device)
         what = f"CD-M, {frames} frames, {num:,} points"
-        compare(what, lambda search, a=a: motion_chamfer_distance(a, a.flip(1) * 1.1, search=search), options)
+        compare(what, lambda search, a=a, b=b: motion_chamfer_distance(a, b, search=search), options)
 
 
 def alignment(options: argparse.Namespace) -> None:

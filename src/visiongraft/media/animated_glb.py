@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from visiongraft.geometry.meshes import vertex_normals
@@ -21,6 +21,7 @@ from visiongraft.media.glb import (
     Glb,
     Placement,
     accessor_array,
+    is_triangles,
     placements,
     primitive_faces,
     read_glb,
@@ -88,7 +89,7 @@ def write_animated_glb(
         builder = GlbBuilder(_plain_scene(color))
         parts = [_Part(Placement(0, 0, np.eye(4)), builder.gltf["meshes"][0]["primitives"][0], 0, frames.shape[1], index)]
         parts[0].primitive["indices"] = builder.add_indices(index.reshape(-1), frames.shape[1])
-        smooth = index
+        shared = np.arange(frames.shape[1])
     else:
         source = read_glb(template)
         scene = Glb(_without_motion(source), source.binary, source.name)
@@ -96,8 +97,8 @@ def write_animated_glb(
         scene = Glb(builder.gltf, scene.binary, source.name)  # parts point into the description that grows
         parts = _parts(scene)
         _check_template(parts, frames.shape[1], index, source.name)
-        smooth = _shared_corners(scene, parts)[index]
-    turned = _normals(frames, smooth) if normals else None
+        shared = _shared_corners(scene, parts)
+    turned = _normals(frames, shared[index])[:, shared] if normals else None
     for part in parts:
         _write_part(builder, part, frames, turned)
     if len(frames) > 1:
@@ -230,7 +231,10 @@ def _without_motion(glb: Glb) -> dict[str, Any]:
         used.add(node.get("mesh"))
     for mesh in gltf.get("meshes", []):
         mesh.pop("weights", None)
-        mesh.get("extras", {}).pop("targetNames", None) if isinstance(mesh.get("extras"), dict) else None
+        if isinstance(mesh.get("extras"), dict):
+            mesh["extras"].pop("targetNames", None)
+        # all primitives of a mesh must have the same number of targets, and lines get none
+        mesh["primitives"] = [part for part in mesh["primitives"] if is_triangles(part)] or mesh["primitives"]
         for primitive in mesh["primitives"]:
             primitive.pop("targets", None)
             kept = primitive["attributes"].items()

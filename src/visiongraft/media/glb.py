@@ -226,11 +226,12 @@ def local_matrix(node: dict[str, Any]) -> Float[np.ndarray, "4 4"]:
 
 def triangle_primitives(glb: Glb, mesh: int) -> list[dict[str, Any]]:
     """Primitives of a mesh that are triangles; points, lines and strips are left out."""
-    return [
-        primitive
-        for primitive in _entry(glb, "meshes", mesh).get("primitives", [])
-        if primitive.get("mode", _TRIANGLES) == _TRIANGLES and "POSITION" in primitive.get("attributes", {})
-    ]
+    return [primitive for primitive in _entry(glb, "meshes", mesh).get("primitives", []) if is_triangles(primitive)]
+
+
+def is_triangles(primitive: dict[str, Any]) -> bool:
+    """Whether a primitive is separate triangles with positions."""
+    return primitive.get("mode", _TRIANGLES) == _TRIANGLES and "POSITION" in primitive.get("attributes", {})
 
 
 def primitive_faces(glb: Glb, primitive: dict[str, Any], count: int) -> Int[np.ndarray, "f 3"]:

@@ -91,8 +91,8 @@ def score_animation(
 ) -> AnimationScores:
     """CD-3D, CD-4D and CD-M of a predicted animation.
 
-    With the released protocol one core of a CPU takes about a minute a frame, nearly all of it for the alignment; on a GPU it is brute
-    force and takes seconds.
+    With the released protocol one core of a CPU takes about four minutes a frame, nearly all of them for the alignment (by brute force
+    it would be more than an hour); it uses as many threads as PyTorch may. On a GPU the alignment is brute force.
 
     Args:
         truth: tracked surface points: point i is the same piece of surface in every frame.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 SEARCHES = ("auto", "tree", "brute")
 _SMALL = 65_536  # pairs below which one matrix is quicker than building a tree
+_THREADED = 2_000  # queries from which threads are worth their start
 _MAX_PAIRS = 1 << 24  # pairs in memory at a time: 64 MiB of float32
 
 
@@ -36,7 +37,7 @@ def nearest_points(
     check_cloud(queries, "queries")
     check_cloud(points, "points")
     if uses_tree(search, len(queries) * len(points), queries.device):
-        distance, index = cKDTree(as_array(points)).query(as_array(queries))
+        distance, index = tree_query(cKDTree(as_array(points)), as_array(queries))
         return torch.from_numpy(distance).to(queries), torch.from_numpy(index).to(queries.device)
     rows = max(1, max_pairs // len(points))
     found = [torch.cdist(part, points, compute_mode="donot_use_mm_for_euclid_dist").min(1) for part in queries.detach().split(rows)]
@@ -140,6 +141,11 @@ def check_cloud(points: Float[Tensor, "*batch n 3"], name: str) -> None:
     bad = int((~points.isfinite().all(-1)).sum())
     if bad:
         raise ValueError(f"{name}: {bad} of {points[..., 0].numel()} points are not finite; look for NaN in the mesh they come from.")
+
+
+def tree_query(tree: cKDTree, queries: Float[np.ndarray, "n 3"]) -> tuple[Float[np.ndarray, "n"], Int[np.ndarray, "n"]]:
+    """Nearest points in a tree, by as many threads as PyTorch may use."""
+    return tree.query(queries, workers=torch.get_num_threads() if len(queries) >= _THREADED else 1)
 
 
 def as_array(points: Float[Tensor, "n 3"]) -> Float[np.ndarray, "n 3"]:

@@ -10,6 +10,7 @@ Adam does the rest. The nearest points are exact at every step, by a k-d tree on
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from jaxtyping import Float, Int
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from visiongraft.metrics.chamfer import as_array, check_cloud, uses_tree
+from visiongraft.metrics.chamfer import as_array, check_cloud, tree_query, uses_tree
 
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8
 _MAX_PAIRS = 1 << 24
@@ -165,7 +166,13 @@ def register(
     check_cloud(prediction, "prediction")
     check_cloud(truth, "truth")
     prediction, truth = prediction.detach().float(), truth.detach().to(prediction.device).float()
-    match = _matcher(prediction, truth, search, max_pairs)
+    if uses_tree(search, prediction.shape[1] * truth.shape[1], truth.device):
+        # losses are means over points; a tree answers a fifth faster where neighbours ask one after the other
+        prediction, truth = _by_neighborhood(prediction), _by_neighborhood(truth)
+        trees = [cKDTree(as_array(cloud)) for cloud in truth]
+        match = partial(_match_by_trees, trees=trees)
+    else:
+        match = partial(_match_by_brute_force, max_pairs=max_pairs)
     starts = canonical_rotations(options.distinct).to(prediction.device)
     orientation = starts.expand(len(prediction), -1, -1, -1)
     # translation, 6D rotation, scale
@@ -231,12 +238,8 @@ def _better(best: Alignment, loss: Float[Tensor, "frames starts"], rotation: Ten
     return Alignment(*(torch.where(wins.view(-1, *[1] * (a.dim() - 1)), a, b) for a, b in zip(new, best, strict=True)))
 
 
-def _matcher(prediction: Tensor, truth: Float[Tensor, "frames m 3"], search: str, max_pairs: int) -> _Match:
-    """Nearest points both ways between the moved starts of all frames and the truth."""
-    if not uses_tree(search, prediction.shape[1] * truth.shape[1], truth.device):
-        return lambda moved, truth: _match_by_brute_force(moved, truth, max_pairs)
-    trees = [cKDTree(as_array(cloud)) for cloud in truth]
-    return lambda moved, truth: _match_by_trees(moved, truth, trees)
+def _by_neighborhood(clouds: Float[Tensor, "frames n 3"]) -> Float[Tensor, "frames n 3"]:
+    return torch.stack([cloud[torch.from_numpy(cKDTree(as_array(cloud)).indices).to(cloud.device)] for cloud in clouds])
 
 
 def _match_by_trees(
@@ -248,9 +251,9 @@ def _match_by_trees(
         queries = as_array(target)
         for i, cloud in enumerate(clouds):
             points = as_array(cloud)
-            of_moved[k, i] = torch.from_numpy(tree.query(points)[1])
+            of_moved[k, i] = torch.from_numpy(tree_query(tree, points)[1])
             # each step moves the points, so that a tree that is quick to build wins
-            of_truth[k, i] = torch.from_numpy(cKDTree(points, balanced_tree=False).query(queries)[1])
+            of_truth[k, i] = torch.from_numpy(tree_query(cKDTree(points, balanced_tree=False), queries)[1])
     return of_moved.to(moved.device), of_truth.to(moved.device)
 
 

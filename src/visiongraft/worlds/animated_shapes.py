@@ -8,19 +8,17 @@ Source: ActionMesh brief, 5 (data) and 9 (world).
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from visiongraft.worlds.creatures import BODY_X, MOTIONS, Creatures, Motion, creature_dice, draw_creatures, spread_choice
+from visiongraft.worlds.creatures import BODY_X, MOTIONS, Creatures, creature_dice, draw_creatures, spread_choice
 from visiongraft.worlds.deforming_solids import Solid, bending, breathing, twisting, walking, waving
 from visiongraft.worlds.dice import Dice
 from visiongraft.worlds.solid_meshes import capsule_mesh, join, sphere_mesh
 
-Kind = Literal["bend", "twist", "walk", "cloth", "blob", "creature"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+KINDS = ("bend", "twist", "walk", "cloth", "blob", "creature")
 _COLORS = {
     "red": (0.80, 0.25, 0.22),
     "orange": (0.90, 0.55, 0.20),
@@ -37,7 +35,8 @@ _SOLIDS: dict[str, tuple[Callable[[Dice], Solid], str]] = {
     "blob": (breathing, "a {} blob that breathes"),
 }
 _EXTENT = 0.9  # half of the longest side of the box that holds a whole animation
-_HIDDEN = 1e-3
+_HIDDEN = 1e-6
+_STEP = 1e-5
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +115,7 @@ def clip_times(num_frames: int) -> Float[Tensor, "t"]:
     return torch.arange(num_frames) / num_frames
 
 
-def make_shape(kind: str, seed: int, motion: Motion = "mixed") -> AnimatedShape:
+def make_shape(kind: str, seed: int, motion: str = "mixed") -> AnimatedShape:
     """A random shape of a kind; the same for the same seed.
 
     Args:
@@ -134,16 +133,19 @@ def make_shape(kind: str, seed: int, motion: Motion = "mixed") -> AnimatedShape:
     dice = Dice(seed)
     name = dice.pick(list(_COLORS))
     if kind == "creature":
-        solid = _creature_solid(creature_dice(seed)[None], motion)
-        return AnimatedShape(kind, f"a {name} animal that swings its tail".replace("a orange", "an orange"), _COLORS[name], solid, torch.zeros(3, dtype=torch.float64), 1.0)
-    build, caption = _SOLIDS[kind]
-    solid = build(dice)
-    moved = solid.move(solid.vertices, solid.part, torch.linspace(0, 1, 65, dtype=torch.float64)).flatten(0, 1)
-    low, high = moved.amin(0), moved.amax(0)
-    return AnimatedShape(kind, caption.format(name).replace("a orange", "an orange"), _COLORS[name], solid, (low + high) / 2, 2 * _EXTENT / float((high - low).max()))
+        # not fitted into the world: its size and place are those of the study
+        solid, caption = _creature_solid(creature_dice(seed)[None], motion), "a {} animal that swings its tail"
+        center, scale = torch.zeros(3, dtype=torch.float64), 1.0
+    else:
+        build, caption = _SOLIDS[kind]
+        solid = build(dice)
+        low, high = solid.move(solid.vertices, solid.part, torch.linspace(0, 1, 65, dtype=torch.float64)).flatten(0, 1).aminmax(dim=0)
+        center, scale = (low + high) / 2, 2 * _EXTENT / float((high - low).max())
+    caption = caption.format(name).replace("a orange", "an orange")
+    return AnimatedShape(kind, caption, _COLORS[name], solid, center, scale)
 
 
-def _creature_solid(dice: Float[Tensor, "1 dice"], motion: Motion) -> Solid:
+def _creature_solid(dice: Float[Tensor, "1 dice"], motion: str) -> Solid:
     """One creature as a solid; at rest its tail points along x."""
 
     def at(times: Tensor) -> Creatures:
@@ -179,5 +181,6 @@ def _moved_normals(
     least = torch.nn.functional.one_hot(normal.abs().argmin(-1), 3).to(normal)
     first = torch.nn.functional.normalize(torch.linalg.cross(least, normal), dim=-1)
     second = torch.linalg.cross(normal, first)
-    moved = [torch.func.jvp(lambda points: solid.move(points, part, times), (rest,), (tangent,))[1] for tangent in (first, second)]
-    return torch.nn.functional.normalize(torch.linalg.cross(*moved), dim=-1)
+    # central differences in float64: an error of 1e-9, and no forward-mode differentiation to load
+    moved = [solid.move(rest + _STEP * along, part, times) - solid.move(rest - _STEP * along, part, times) for along in (first, second)]
+    return torch.nn.functional.normalize(torch.linalg.cross(*moved), dim=-1, eps=1e-30)

@@ -8,14 +8,13 @@ Source: ActionMesh brief, 9 (world).
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-Motion = Literal["mixed", "const"]
-MOTIONS: tuple[Motion, ...] = ("mixed", "const")
+MOTIONS = ("mixed", "const")
+FRAMINGS = ("world", "box")
 BODY_X = -0.35
 HINGE_SHARE = 0.8  # of the way from the body's centre to its tip
 LARGEST_ANGLE = 1.25
@@ -98,7 +97,7 @@ class Creatures:
         """
         rest, normal, carried, weight = self.rest_surface(dice)
         moved = self.pose(rest, carried)
-        hidden = (self.sdf(moved) < -1e-3).all(1)
+        hidden = (self.sdf(moved) < -1e-5).all(1)
         chosen = spread_choice(weight.masked_fill(hidden, 0), dice[:, :num, 3])
         points = moved.gather(2, chosen[:, None, :, None].expand(-1, moved.shape[1], -1, 3))
         chosen_normal = normal.gather(1, chosen[..., None].expand(-1, -1, 3))
@@ -140,7 +139,7 @@ class Creatures:
         points[..., 0] += self.hinge_x[:, None] + on_axis
         return points, normal, (2 * torch.pi * radius * (length + 2 * radius)).expand_as(place)
 
-    def silhouettes(self, size: int = 16, framing: Literal["world", "box"] = "world") -> Float[Tensor, "batch frames size size"]:
+    def silhouettes(self, size: int = 16, framing: str = "world") -> Float[Tensor, "batch frames size size"]:
         """How much of each pixel an orthographic camera that looks along -z sees covered; x to the right, y up.
 
         Args:
@@ -164,7 +163,7 @@ class Creatures:
         tail = (off * off + y * y).sqrt() - self.tail_radius[:, None, None, None]
         return (0.5 - torch.minimum(body, tail) * size / (2 * half)).clamp(0, 1)
 
-    def _framing(self, framing: Literal["world", "box"]) -> tuple[Float[Tensor, "batch 2"], Float[Tensor, "batch 1 1 1"]]:
+    def _framing(self, framing: str) -> tuple[Float[Tensor, "batch 2"], Float[Tensor, "batch 1 1 1"]]:
         """Centre and half side of what is seen."""
         zero = torch.zeros_like(self.hinge_x)
         if framing == "world":
@@ -176,7 +175,7 @@ class Creatures:
         return torch.stack([(left + right) / 2, zero], -1), (0.6 * side)[:, None, None, None]
 
 
-def draw_creatures(dice: Float[Tensor, "batch dice"], times: Float[Tensor, "frames"], motion: Motion = "mixed") -> Creatures:
+def draw_creatures(dice: Float[Tensor, "batch dice"], times: Float[Tensor, "frames"], motion: str = "mixed") -> Creatures:
     """Animals of the study.
 
     The angle is ``c + A sin(2 pi f time + phase)``, held within 1.25 rad.

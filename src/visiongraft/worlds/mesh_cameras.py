@@ -28,7 +28,7 @@ class MeshCamera:
 
     world_to_camera: Float[Tensor, "4 4"]
     hfov: float | None = None
-    half_width: float = HALF_WIDTH
+    half_width: float | int = HALF_WIDTH
 
     @property
     def is_perspective(self) -> bool:
@@ -39,7 +39,9 @@ class MeshCamera:
         """Where it stands, in the world."""
         return -self.world_to_camera[:3, :3].T @ self.world_to_camera[:3, 3]
 
-    def project(self, points: Float[Tensor, "*batch 3"], height: int, width: int) -> tuple[Float[Tensor, "*batch 2"], Float[Tensor, "*batch"]]:
+    def project(
+        self, points: Float[Tensor, "*batch 3"], height: int, width: int
+    ) -> tuple[Float[Tensor, "*batch 2"], Float[Tensor, "*batch"]]:
         """Pixels (x, y) of world points, and their depth along the camera's axis; points behind a pinhole give meaningless pixels."""
         transform = self.world_to_camera.to(points)
         inside = points @ transform[:3, :3].T + transform[:3, 3]
@@ -54,12 +56,12 @@ class MeshCamera:
 
 
 def orbit_camera(
-    azimuth_deg: float = 0.0,
-    elevation_deg: float = 0.0,
+    azimuth_deg: float | int = 0.0,
+    elevation_deg: float | int = 0.0,
     *,
-    distance: float = DISTANCE,
-    hfov_deg: float | None = None,
-    half_width: float = HALF_WIDTH,
+    distance: float | int = DISTANCE,
+    hfov_deg: float | int | None = None,
+    half_width: float | int = HALF_WIDTH,
     target: Float[Tensor, "3"] | None = None,
 ) -> MeshCamera:
     """A camera on a sphere about a point, level with the horizon.

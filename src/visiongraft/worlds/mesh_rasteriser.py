@@ -5,16 +5,17 @@ lie at +0.5; a pixel belongs to a triangle that covers its centre. Nothing here 
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from visiongraft.geometry.meshes import face_vectors, vertex_normals
 from visiongraft.worlds.mesh_cameras import MeshCamera, orbit_camera
 
-Shading = Literal["smooth", "flat", "normals", "none"]
+SHADINGS = ("smooth", "flat", "normals", "none")
 GREY = (0.72, 0.72, 0.75)
 PAIRS_AT_ONCE = 1_500_000
 _LIGHT = (-0.4, -0.6, -1.0)  # from above, a little from the left and from behind the camera
@@ -143,9 +144,7 @@ def _weight_planes(corners: Float[Tensor, "f 3 2"]) -> Float[Tensor, "6 f"]:
     return planes.flatten(0, 1)
 
 
-def _weights(
-    planes: Float[Tensor, "6 f"], triangle: Int[Tensor, "n"], x: Int[Tensor, "n"], y: Int[Tensor, "n"]
-) -> Float[Tensor, "3 n"]:
+def _weights(planes: Float[Tensor, "6 f"], triangle: Int[Tensor, "n"], x: Int[Tensor, "n"], y: Int[Tensor, "n"]) -> Float[Tensor, "3 n"]:
     """Barycentric coordinates of pixel centres in triangles on the picture."""
     x, y = x.double(), y.double()
     first, second = (torch.addcmul(torch.addcmul(c[triangle], a[triangle], x), b[triangle], y) for a, b, c in planes.view(2, 3, -1))
@@ -163,8 +162,8 @@ def render_mesh(
     camera: MeshCamera | None = None,
     size: int | tuple[int, int] = 256,
     *,
-    shading: Shading = "smooth",
-    color: tuple[float, float, float] | Float[Tensor, "v 3"] = GREY,
+    shading: str = "smooth",
+    color: tuple[float, float, float] | Float[Tensor, "_ 3"] = GREY,
     supersample: int = 2,
 ) -> Float[Tensor, "4 height width"]:
     """A picture of a mesh: straight RGBA in [0, 1], transparent where there is nothing.
@@ -180,8 +179,8 @@ def render_mesh(
     Raises:
         ValueError: another shading, supersample below 1, a wrong number of colours, or as :func:`rasterise`.
     """
-    if shading not in get_args(Shading) or supersample < 1:
-        raise ValueError(f"shading is one of {', '.join(get_args(Shading))} and supersample at least 1; got {shading!r} and {supersample}.")
+    if shading not in SHADINGS or supersample < 1:
+        raise ValueError(f"shading is one of {', '.join(SHADINGS)} and supersample at least 1; got {shading!r} and {supersample}.")
     camera = orbit_camera() if camera is None else camera
     height, width = (size, size) if isinstance(size, int) else size
     raster = rasterise(vertices, faces, camera, (height * supersample, width * supersample))
@@ -214,16 +213,8 @@ def _seen_normals(
     vertices: Tensor, faces: Tensor, face: Tensor, weights: Tensor, camera: MeshCamera, smooth: bool
 ) -> Float[Tensor, "seen 3"]:
     """Unit normals in camera axes at the seen points, turned towards the camera."""
-    a, b, c = vertices[faces].unbind(1)
-    of_face = torch.linalg.cross(b - a, c - a)
-    if smooth:
-        of_vertex = torch.zeros_like(vertices)
-        for corner in range(3):
-            of_vertex.index_add_(0, faces[:, corner], of_face)
-        of_vertex = F.normalize(of_vertex, dim=-1)
-        normal = (of_vertex[faces[face]] * weights[..., None]).sum(1)
-    else:
-        normal = of_face[face]
+    of_face = face_vectors(vertices, faces)
+    normal = (vertex_normals(vertices, faces)[faces[face]] * weights[..., None]).sum(1) if smooth else of_face[face]
     rotation = camera.world_to_camera[:3, :3].float()
     normal = F.normalize(normal @ rotation.T, dim=-1)
     points = (vertices[faces[face]] * weights[..., None]).sum(1) @ rotation.T + camera.world_to_camera[:3, 3].float()
@@ -250,12 +241,12 @@ def render_animation(
     camera: MeshCamera | None = None,
     size: int | tuple[int, int] = 256,
     *,
-    shading: Shading = "smooth",
-    color: tuple[float, float, float] | Float[Tensor, "v 3"] = GREY,
+    shading: str = "smooth",
+    color: tuple[float, float, float] | Float[Tensor, "_ 3"] = GREY,
     supersample: int = 2,
 ) -> Float[Tensor, "t 4 height width"]:
     """Pictures of every frame by a camera that stands still; arguments as :func:`render_mesh`."""
-    options = {"shading": shading, "color": color, "supersample": supersample}
+    options: dict[str, Any] = {"shading": shading, "color": color, "supersample": supersample}
     return torch.stack([render_mesh(frame, faces, camera, size, **options) for frame in vertices])
 
 
@@ -265,12 +256,12 @@ def turntable(
     num_frames: int | None = None,
     size: int | tuple[int, int] = 256,
     *,
-    turns: float = 1.0,
+    turns: float | int = 1.0,
     loops: int = 1,
-    start_deg: float = 0.0,
-    elevation_deg: float = 15.0,
-    shading: Shading = "smooth",
-    color: tuple[float, float, float] | Float[Tensor, "v 3"] = GREY,
+    start_deg: float | int = 0.0,
+    elevation_deg: float | int = 15.0,
+    shading: str = "smooth",
+    color: tuple[float, float, float] | Float[Tensor, "_ 3"] = GREY,
     supersample: int = 2,
 ) -> Float[Tensor, "frames 4 height width"]:
     """A camera that circles the animation while it plays; straight RGBA frames.
@@ -292,7 +283,7 @@ def turntable(
     count = len(vertices) if num_frames is None else num_frames
     if count < 1 or loops < 1 or not len(vertices):
         raise ValueError(f"A turntable needs at least one frame and loop; got {count} frames of {len(vertices)} and {loops} loops.")
-    options = {"shading": shading, "color": color, "supersample": supersample}
+    options: dict[str, Any] = {"shading": shading, "color": color, "supersample": supersample}
     pictures = []
     for k in range(count):
         camera = orbit_camera(start_deg + 360.0 * turns * k / count, elevation_deg, hfov_deg=40.0)

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-MeshParts = tuple[Float[Tensor, "v 3"], Int[Tensor, "f 3"]]
+MeshParts = tuple[Float[Tensor, "_ 3"], Int[Tensor, "_ 3"]]
 
 
 def box_mesh(half: Float[Tensor, "3"], cells: tuple[int, int, int]) -> MeshParts:

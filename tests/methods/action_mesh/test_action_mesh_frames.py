@@ -217,7 +217,7 @@ def test_frames_without_object_or_background_are_refused() -> None:
     frames[1, 3] = 1
     with pytest.raises(ValueError, match=r"frame 1: no background \(100 % of pixels are foreground\); give masks"):
         prepare_frames(frames)
-    with pytest.raises(ValueError, match="padding is a share .* got -1"):
+    with pytest.raises(ValueError, match=r"padding is a share .* got -1"):
         prepare_frames(disc([(20, 30, 8)]), padding=-1.0)
     with pytest.raises(ValueError, match="wholly transparent"):
         union_box(torch.zeros(2, 4, 4))

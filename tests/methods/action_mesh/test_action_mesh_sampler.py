@@ -107,15 +107,11 @@ def test_guidance_joins_branches_as_the_formula_says():
 
 
 @pytest.mark.parametrize("split", [False, True])
-@pytest.mark.parametrize(
-    ("pairs", "scales"), [(((0, 1), (1, 1)), (7.5,)), (((0, 0), (0, 1), (1, 1)), (2.0, 4.0)), (((1, 0),), ())]
-)
+@pytest.mark.parametrize(("pairs", "scales"), [(((0, 1), (1, 1)), (7.5,)), (((0, 0), (0, 1), (1, 1)), (2.0, 4.0)), (((1, 0),), ())])
 def test_guided_velocity_turns_conditions_off_in_the_branches(pairs, scales, split):
     latents, context = torch.randn(2, 3, 4, 5, generator=seeded()), torch.rand(2, 3, 2, 2, generator=seeded(1))
     framestep, timestep, mask = torch.zeros(2, 3), torch.tensor([500.0, 250.0]), torch.tensor([[1.0, 0, 0], [0, 1.0, 1.0]])
-    got = guided_velocity(
-        reads_everything, latents, context, framestep, timestep, mask, PairGuidance(pairs, scales), split=split
-    )
+    got = guided_velocity(reads_everything, latents, context, framestep, timestep, mask, PairGuidance(pairs, scales), split=split)
     branches = [reads_everything(latents, context * image, framestep, timestep, mask * known) for image, known in pairs]
     expected = branches[0] + sum(g * (b - a) for g, a, b in zip(scales, branches[:-1], branches[1:], strict=True))
     assert torch.allclose(got, expected, atol=1e-5)

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from visiongraft.methods.action_mesh.latent_bank import TimeBank
+from visiongraft.methods.action_mesh.user_mesh import UserMesh
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -18,9 +19,9 @@ class Animation:
         faces: of all times, counter-clockwise seen from outside.
         times: of each vertex set, in frames of the clip.
         anchor: frame that the mesh was made or given for.
-        latents: one for each frame of the clip, with which a longer clip can go on (``extrapolate``).
-        box_vertices: as stage II made them: in the box, duplicate vertices merged. With the latents they let a longer clip go on.
-        mesh_yaw_deg: by how much a given mesh was turned about Y before it was encoded, in degrees; the result is turned back.
+        latents: one for each frame of the clip. With them a longer clip can go on; an animation from a file has none.
+        box_vertices: as stage II made them: in the box, duplicate vertices merged. Without a given mesh they are ``vertices``.
+        user_mesh: the given mesh, how it was turned (``yaw_deg``) and brought into the box.
     """
 
     vertices: Float[Tensor, "times v 3"]
@@ -29,24 +30,25 @@ class Animation:
     anchor: int
     latents: Float[Tensor, "frames tokens channels"] | None = None
     box_vertices: Float[Tensor, "times w 3"] | None = None
-    mesh_yaw_deg: float = 0.0
+    user_mesh: UserMesh | None = None
 
     def latent_bank(self) -> TimeBank:
         """Latents (1 x tokens x channels) by frame.
 
         Raises:
-            ValueError: an animation without latents, such as one read from a file.
+            ValueError: an animation without latents.
         """
         if self.latents is None:
-            raise ValueError("The animation has no latents; only what a pipeline returned in this run has them.")
+            raise ValueError("The animation has no latents, so that no clip can go on from it; only what a pipeline returned has them.")
         return TimeBank({frame: latent[None] for frame, latent in enumerate(self.latents)})
 
     def vertex_bank(self) -> TimeBank:
-        """Vertices in the box by time.
+        """Vertices in the box by time."""
+        vertices = self.vertices if self.box_vertices is None else self.box_vertices
+        return TimeBank(dict(zip(self.times, torch.unbind(vertices), strict=True)))
 
-        Raises:
-            ValueError: an animation that was read from a file.
-        """
-        if self.box_vertices is None:
-            raise ValueError("The animation has no vertices in the box; only what a pipeline returned in this run has them.")
-        return TimeBank(dict(zip(self.times, torch.unbind(self.box_vertices), strict=True)))
+    def anchor_mesh(self) -> tuple[Float[Tensor, "w 3"], Int[Tensor, "f 3"]]:
+        """The anchor's mesh in the box."""
+        if self.user_mesh is not None:
+            return self.user_mesh.vertices, self.user_mesh.faces
+        return self.vertex_bank()[self.anchor], self.faces

@@ -9,13 +9,14 @@ Source: ActionMesh brief, 4 (actionbench) and 8 (training code).
 
 import warnings
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,6 +26,7 @@ from visiongraft.media.files import atomic_write
 from visiongraft.media.images import list_images
 from visiongraft.methods.action_mesh.data import Item, ProceduralAnimations, Queries
 from visiongraft.methods.action_mesh.surface_distance import signed_distance
+from visiongraft.methods.action_mesh.toy_video import coverage
 from visiongraft.training.order import derived_seed
 
 SURFACES = "surfaces.npy"
@@ -66,7 +68,8 @@ class AnimationFolder(Dataset):
     ) -> None:
         if min(num_frames, num_points or 1, image_size or 1, draws) < 1 or 0 in (num_points, image_size):
             raise ValueError(
-                f"num_frames, num_points, image_size and draws must be at least 1; got {num_frames}, {num_points}, {image_size} and {draws}."
+                f"num_frames, num_points, image_size and draws must be at least 1; "
+                f"got {num_frames}, {num_points}, {image_size} and {draws}."
             )
         self.folder, self.files = Path(folder), list_animations(folder)
         self.num_frames, self.num_points, self.image_size, self.draws, self.seed = num_frames, num_points, image_size, draws, seed
@@ -89,7 +92,8 @@ class AnimationFolder(Dataset):
         animation = read_animation(path)
         frames = len(animation["points"])
         if frames < self.num_frames:
-            raise ValueError(f"{path} has {frames} frames, fewer than the {self.num_frames} of a clip; train on fewer frames, or leave it out.")
+            told = f"{path} has {frames} frames, fewer than the {self.num_frames} of a clip"
+            raise ValueError(f"{told}; train on fewer frames, or leave it out.")
         start = int(torch.randint(frames - self.num_frames + 1, (), generator=generator))
         item = {key: value[start : start + self.num_frames] for key, value in animation.items() if isinstance(value, Tensor)}
         if self.image_size is not None:
@@ -153,7 +157,7 @@ def read_animation(path: str | Path) -> dict[str, Any]:
     reach = float(points[..., :3].abs().max())
     if reach > _OUTSIDE:
         warnings.warn(f"{path}: points reach {reach:.3g}, but models see [-1, 1]^3; scale the whole animation into it.", stacklevel=2)
-    frames = stored["frames"] = _rgba(_checked(stored, "frames", path, 4), path)
+    stored["frames"] = _rgba(_checked(stored, "frames", path, 4), path)
     stored.setdefault("framestep", np.arange(len(points)))
     for name, dimensions in (("framestep", 1), ("context", 3), ("queries", 3), ("sdf", 2)):
         if name in stored:
@@ -163,18 +167,19 @@ def read_animation(path: str | Path) -> dict[str, Any]:
     for name, value in stored.items():
         if isinstance(value, Tensor) and len(value) != len(points):
             raise ValueError(f"{path}: {name} has {len(value)} frames, but points has {len(points)}.")
-    assert frames.shape[1] == 4
     return stored
 
 
 def _read_npz(path: Path) -> dict[str, Any]:
+    known = ("points", "frames", "framestep", "context", "queries", "sdf")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            known = ("points", "frames", "framestep", "context", "queries", "sdf")
-            stored: dict[str, Any] = {name: file[name] for name in known if name in file}
-            if "caption" in file:
-                stored["caption"] = str(file["caption"])
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError) as error:
+        with path.open("rb") as opened, zipfile.ZipFile(opened):  # np.load takes other formats, too
+            opened.seek(0)
+            with np.load(opened, allow_pickle=False) as file:
+                stored: dict[str, Any] = {name: file[name] for name in known if name in file}
+                if "caption" in file:
+                    stored["caption"] = str(file["caption"])
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is damaged or no npz file of plain arrays ({error}).") from error
     return stored
 
@@ -184,21 +189,30 @@ def _read_bench(folder: Path) -> dict[str, Any]:
         points = np.load(folder / SURFACES, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"{folder / SURFACES} is damaged or no plain array ({error}).") from error
-    pictures = list_images(folder) if any(p.is_file() and p.suffix.lower() == ".png" for p in folder.iterdir()) else _inner_images(folder)
-    frames = [np.asarray(Image.open(picture).convert("RGBA")) for picture in pictures]
-    first = next((k for k, frame in enumerate(frames) if frame.shape != frames[0].shape), None)
-    if first is not None:
-        told = f"{frames[first].shape[1]}x{frames[first].shape[0]}, the first one {frames[0].shape[1]}x{frames[0].shape[0]}"
-        raise ValueError(f"{pictures[first]} has {told}; all frames have one size.")
+    pictures = _pictures(folder)
+    frames = [_pixels(picture) for picture in pictures]
+    for picture, frame in zip(pictures, frames, strict=True):
+        if frame.shape != frames[0].shape:
+            first = f"{frames[0].shape[1]}x{frames[0].shape[0]}"
+            raise ValueError(f"{picture} has {frame.shape[1]}x{frame.shape[0]} pixels, the first frame {first}; all frames have one size.")
     return {"points": points, "frames": np.stack(frames).transpose(0, 3, 1, 2)}
 
 
-def _inner_images(folder: Path) -> list[Path]:
-    """Pictures of the only sub-folder that has some."""
-    for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
-        if any(path.suffix.lower() == ".png" for path in inner.iterdir()):
-            return list_images(inner)
+def _pictures(folder: Path) -> list[Path]:
+    """Those of the folder itself, else of its first sub-folder that has some."""
+    for place in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
+        try:
+            return list_images(place)
+        except FileNotFoundError:
+            continue
     raise FileNotFoundError(f"The folder {folder} has {SURFACES} but no pictures of its frames.")
+
+
+def _pixels(picture: Path) -> UInt8[np.ndarray, "height width 4"]:
+    try:
+        return np.asarray(Image.open(picture).convert("RGBA"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{picture} is damaged or no picture ({error}).") from error
 
 
 def _checked(stored: dict[str, Any], name: str, path: Path, dimensions: int) -> Float[Tensor, "..."]:
@@ -224,8 +238,7 @@ def _rgba(frames: Float[Tensor, "t c h w"], path: Path) -> Float[Tensor, "t 4 h 
             f"values from {float(frames.min()):.3g} to {float(frames.max()):.3g}."
         )
     if frames.shape[1] == 3:
-        alpha = ((1 - frames.amin(1, keepdim=True)) * 4).clamp(0, 1)
-        return torch.cat([frames, alpha], 1).clamp(0, 1)
+        return torch.cat([frames, coverage(frames)[:, None]], 1).clamp(0, 1)
     return frames.clamp(0, 1)
 
 
@@ -262,8 +275,9 @@ def write_animations(
         paths.append(path)
         if path.is_file():
             continue
-        arrays = {key: value.numpy() for key, value in data[index].items()}
+        arrays: dict[str, Any] = {key: value.numpy() for key, value in data[index].items()}
         arrays["frames"] = (arrays["frames"] * 255).round().astype(np.uint8)
+        arrays["caption"] = np.array(data.shape(index).caption)
         with atomic_write(path) as temporary:
-            np.savez_compressed(temporary, caption=np.array(data.shape(index).caption), **arrays)
+            np.savez_compressed(temporary, **arrays)
     return paths

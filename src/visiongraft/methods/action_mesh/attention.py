@@ -78,14 +78,15 @@ class SelfAttention(nn.Module):
             x: tokens.
             turns: of :func:`~visiongraft.nn.rotary.rotations` at the tokens' positions.
         """
-        joined = _joined(x, self.to_q, self.to_k, self.to_v).unflatten(-1, (self.num_heads, 3, -1))
-        queries_keys, values = joined[..., :2, :], joined[..., 2, :]  # what both undergo is done once
-        if self.norm_q is not None and self.norm_k is not None:
-            queries_keys = _rms_norm(queries_keys, torch.stack([self.norm_q.weight, self.norm_k.weight]))
+        parts = self._modules  # attributes of a module are slow, and small models are bound by such things
+        joined = _joined(x, parts["to_q"], parts["to_k"], parts["to_v"]).unflatten(-1, (self.num_heads, 3, -1))
+        queries_keys, values = joined.split([2, 1], dim=-2)  # what queries and keys both undergo is done once
+        if "norm_q" in parts:
+            queries_keys = _both_normed(queries_keys, parts["norm_q"], parts["norm_k"])
         if turns is not None:
             queries_keys = rotate_pairs(queries_keys, turns)
         queries, keys = queries_keys.unbind(-2)
-        return self.to_out[0](_attend(queries, keys, values))
+        return parts["to_out"]._modules["0"](_attend(queries, keys, values.squeeze(-2)))
 
 
 class CrossAttention(nn.Module):
@@ -112,14 +113,16 @@ class CrossAttention(nn.Module):
 
     def keys_values(self, context: Float[Tensor, "batch tokens context_dim"]) -> KeysValues:
         """What of the attention depends on the context alone."""
-        context = context if self.norm_cross is None else self.norm_cross(context)
-        keys, values = _joined(context, self.to_k, self.to_v).unflatten(-1, (self.num_heads, 2, -1)).unbind(-2)
-        return KeysValues(_normed(keys, self.norm_k), values)
+        parts = self._modules
+        context = parts["norm_cross"](context) if "norm_cross" in parts else context
+        keys, values = _joined(context, parts["to_k"], parts["to_v"]).unflatten(-1, (self.num_heads, 2, -1)).unbind(-2)
+        return KeysValues(_normed(keys, parts.get("norm_k")), values)
 
     def forward(self, x: Float[Tensor, "batch tokens width"], context: Tensor | KeysValues) -> Float[Tensor, "batch tokens width"]:
-        queries = _normed(self.to_q(x).unflatten(-1, (self.num_heads, -1)), self.norm_q)
+        parts = self._modules
+        queries = _normed(parts["to_q"](x).unflatten(-1, (self.num_heads, -1)), parts.get("norm_q"))
         keys, values = context if isinstance(context, KeysValues) else self.keys_values(context)
-        return self.to_out[0](_attend(queries, keys, values))
+        return parts["to_out"]._modules["0"](_attend(queries, keys, values))
 
 
 def _head_dim(width: int, num_heads: int) -> int:
@@ -140,8 +143,15 @@ def _rms_norm(x: Tensor, weight: Tensor) -> Tensor:
     return _as(normed * _as(weight, wide), x.dtype)
 
 
-def _normed(x: Tensor, norm: RMSNorm | None) -> Tensor:
+def _normed(x: Tensor, norm: nn.Module | None) -> Tensor:
     return x if norm is None else norm(x)
+
+
+def _both_normed(queries_keys: Tensor, norm_q: nn.Module, norm_k: nn.Module) -> Tensor:
+    """Queries and keys (batch, tokens, heads, 2, head_dim), each by its norm."""
+    if _taken_hold_of(norm_q) or _taken_hold_of(norm_k):
+        return torch.stack([norm(part) for norm, part in zip((norm_q, norm_k), queries_keys.unbind(-2), strict=True)], dim=-2)
+    return _rms_norm(queries_keys, torch.stack([norm_q._parameters["weight"], norm_k._parameters["weight"]]))
 
 
 def _joined(x: Tensor, *layers: nn.Module) -> Tensor:
@@ -149,16 +159,18 @@ def _joined(x: Tensor, *layers: nn.Module) -> Tensor:
 
     Layers that something took hold of (LoRA, quantisation, offloading hooks) are called as they are, since their weights do not tell all.
     """
-    if all(type(layer) is Linear and "forward" not in vars(layer) and not _hooked(layer) for layer in layers):
-        return F.linear(x, _as(torch.cat([layer.weight for layer in layers]), x.dtype))  # pyright: ignore
+    if not any(map(_taken_hold_of, layers)):
+        return F.linear(x, _as(torch.cat([layer._parameters["weight"] for layer in layers]), x.dtype))
     return torch.cat([layer(x) for layer in layers], dim=-1)
 
 
-def _hooked(layer: nn.Module) -> bool:
-    return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
+def _taken_hold_of(layer: nn.Module) -> bool:
+    own = vars(layer)
+    hooks = own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]
+    return type(layer) not in (Linear, RMSNorm) or bool(hooks) or "forward" in own
 
 
 def _attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Softmax attention of (batch, tokens, heads, head_dim), heads merged; the scores are never stored where a fused kernel exists."""
-    queries, keys = queries.to(values.dtype), keys.to(values.dtype)
+    queries, keys = _as(queries, values.dtype), _as(keys, values.dtype)
     return F.scaled_dot_product_attention(queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)).transpose(1, 2).flatten(2)

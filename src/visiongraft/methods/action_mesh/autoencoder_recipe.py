@@ -19,7 +19,7 @@ class AutoencoderRecipe(Recipe):
 
     Args:
         autoencoder: trained; a ``TemporalAutoencoder``, best from ``temporalize`` of the VAE.
-        samples: map-style data set of dicts: ``surface`` (T, P, 6) tracked points with normals, and optionally ``framestep`` (T). The
+        samples: map-style data set of dicts: ``points`` (T, P, 6) tracked points with normals, and optionally ``framestep`` (T). The
             query points are drawn from the same points.
         encoders: the frozen VAE; no picture encoder is used.
         settings: of the stage; ``latent_noise`` makes it robust to the errors of stage I.
@@ -67,7 +67,7 @@ class AutoencoderRecipe(Recipe):
 
     def _predict(self, module: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """(predicted, true, source) positions of randomly chosen points."""
-        surface = batch["surface"].float()
+        surface = batch["points"].float()
         latents = self.encoders.latents(surface, generator)
         if self.settings.latent_noise:
             latents = latents + self.settings.latent_noise * noise_like(latents, generator)

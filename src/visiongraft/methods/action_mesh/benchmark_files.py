@@ -1,6 +1,5 @@
 """Files of ActionBench: ground truths, predictions of animated meshes, and which of them there are."""
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +8,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from visiongraft.geometry.surfaces import Mesh
-from visiongraft.media.animated_glb import read_animated_glb
-from visiongraft.media.mesh_sequences import read_animation
-from visiongraft.media.meshes import read_mesh
+from visiongraft.media.mesh_sequences import natural_sorted, read_animation
+from visiongraft.media.meshes import MESH_SUFFIXES, read_mesh
 from visiongraft.metrics.animated_meshes import animation_frames
 
 PATTERN = "mesh_*"
 TRUTH = "surfaces.npy"
-_MESHES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
 
 
 def read_surfaces(path: str | Path) -> Float[Tensor, "frames points 3"]:
@@ -43,50 +40,26 @@ def read_prediction(folder: str | Path, num_frames: int, pattern: str = PATTERN)
     """The first ``num_frames`` meshes of a prediction.
 
     Args:
-        folder: of one mesh a frame whose names match the pattern, or else of a single ``.npz`` or animated ``.glb``.
+        folder: of one mesh a frame whose names match the pattern, or else of one ``.npz``, or else of one animated ``.glb``.
         num_frames: that are needed; more are left out.
         pattern: of the names of frames.
 
     Raises:
         FileNotFoundError: no such folder, or no mesh in it.
-        ValueError: fewer frames than are needed, or a mesh that cannot be read.
+        ValueError: fewer frames than are needed, frames of several kinds, or a mesh that cannot be read.
     """
     folder = Path(folder)
     files = _frame_files(folder, pattern)
     meshes = [] if files else _animated(folder)
+    kinds = sorted({file.suffix for file in files})
+    if len(kinds) > 1:
+        raise ValueError(f"{folder} has frames of several kinds ({', '.join(kinds)}); choose by a pattern such as '*{kinds[0]}'.")
     found = len(files) or len(meshes)
     if found < num_frames:
         raise ValueError(f"{folder} has {found} frames, but the ground truth has {num_frames}; predict all of them.")
     if meshes:
         return meshes[:num_frames]
-    return [_read(file) for file in files[:num_frames]]
-
-
-def _read(file: Path) -> Mesh:
-    mesh = read_mesh(file)
-    return Mesh(mesh.vertices, mesh.faces)
-
-
-def _animated(folder: Path) -> list[Mesh]:
-    files = _animated_files(folder)
-    if not files:
-        raise FileNotFoundError(f"{folder} has no mesh; give one mesh a frame (mesh_00.glb, ...), or one .npz or animated .glb.")
-    if len(files) > 1:
-        raise ValueError(f"{folder} has {len(files)} animated meshes ({', '.join(file.name for file in files)}); leave one.")
-    read = read_animated_glb if files[0].suffix.lower() == ".glb" else read_animation
-    vertices, faces = read(files[0])[:2]
-    return animation_frames(torch.as_tensor(vertices), torch.as_tensor(faces))
-
-
-def _frame_files(folder: Path, pattern: str) -> list[Path]:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder of a prediction {folder}.")
-    found = [file for file in folder.glob(pattern) if file.suffix.lower() in _MESHES and file.name[0] != "."]
-    return sorted(found, key=lambda file: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", file.name)])
-
-
-def _animated_files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in (".npz", ".glb") and file.name[0] != ".")
+    return [read_mesh(file, warn=False) for file in files[:num_frames]]
 
 
 def find_truth(folder: Path) -> set[str]:
@@ -113,3 +86,26 @@ def find_predictions(folder: Path, pattern: str = PATTERN) -> set[str]:
     if not names:
         raise FileNotFoundError(f"There are no predictions in {folder}: it must have <uid>/{pattern}.glb or one animated mesh a uid.")
     return names
+
+
+def _animated(folder: Path) -> list[Mesh]:
+    files = _animated_files(folder)
+    if not files:
+        raise FileNotFoundError(f"{folder} has no mesh; give one mesh a frame (mesh_00.glb, ...), or one .npz or animated .glb.")
+    if len(files) > 1:
+        raise ValueError(f"{folder} has {len(files)} animated meshes ({', '.join(file.name for file in files)}); leave one.")
+    animation = read_animation(files[0])
+    return animation_frames(animation.vertices, animation.faces)
+
+
+def _frame_files(folder: Path, pattern: str) -> list[Path]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder of a prediction {folder}.")
+    return natural_sorted([file for file in folder.glob(pattern) if file.suffix.lower() in MESH_SUFFIXES and file.name[0] != "."])
+
+
+def _animated_files(folder: Path) -> list[Path]:
+    """Arrays, or without any the GLBs: where both are exported, they are the same animation."""
+    files = natural_sorted([file for file in folder.iterdir() if file.name[0] != "."])
+    arrays, meshes = ([file for file in files if file.suffix.lower() == suffix] for suffix in (".npz", ".glb"))
+    return arrays or meshes

@@ -49,7 +49,8 @@ class FeedForward(nn.Module):
         self.net = nn.ModuleList([_GELU(width, inner), nn.Identity(), Linear(inner, width)])
 
     def forward(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
-        return self.net[2](self.net[0](x))
+        layers = self.net._modules
+        return layers["2"](layers["0"](x))
 
 
 class _GELU(nn.Module):
@@ -122,20 +123,26 @@ class Block(nn.Module):
             turns: rotary embedding of the self-attention; its batch and tokens are those of the joined sequence.
             frames: how many successive items of the batch self-attention joins into one sequence.
         """
-        names = self.names
+        names, parts = self.names, self._modules
         if self.has_skip:
-            x = getattr(self, names.skip_norm)(getattr(self, names.skip_linear)(torch.cat([skip, x], dim=-1)))
+            x = parts[names.skip_norm](parts[names.skip_linear](torch.cat([skip, x], dim=-1)))
         if self.has_self:
-            tokens = getattr(self, names.self_norm)(x)
-            joined = tokens.reshape(-1, frames * tokens.shape[1], tokens.shape[2])
-            x = x + getattr(self, names.self_attention)(joined, turns).view_as(x)
+            tokens = parts[names.self_norm](x)
+            joined = tokens if frames == 1 else tokens.reshape(-1, frames * x.shape[1], x.shape[2])
+            x = x + parts[names.self_attention](joined, turns).view_as(x)
         if self.has_cross:
-            x = x + getattr(self, names.cross_attention)(getattr(self, names.cross_norm)(x), context)
-        return x + self.ff(getattr(self, names.feed_norm)(x))
+            x = x + parts[names.cross_attention](parts[names.cross_norm](x), context)
+        return x + parts["ff"](parts[names.feed_norm](x))
 
     def keys_values(self, context: Float[Tensor, "batch tokens context_dim"]) -> KeysValues:
         """The context as the block's cross-attention sees it, for reuse with other queries."""
         return getattr(self, self.names.cross_attention).keys_values(context)
+
+
+def compute_dtype(model: Any) -> torch.dtype:
+    """What a model computes in: its weights' dtype, unless they are only stored in 8 bits; then Diffusers knows."""
+    stored = next(model.parameters()).dtype
+    return stored if stored.is_floating_point and stored.itemsize > 1 else model.dtype
 
 
 def run_block(model: Any, block: nn.Module, *arguments: Any) -> Tensor:

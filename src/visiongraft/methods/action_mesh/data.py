@@ -13,7 +13,6 @@ Source: ActionMesh brief, 5 (data), 2.7 and 9.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -22,13 +21,12 @@ from torch.utils.data import Dataset
 
 from visiongraft.training.order import derived_seed
 from visiongraft.worlds.animated_shapes import KINDS, AnimatedShape, clip_times, make_shape
-from visiongraft.worlds.creatures import MOTIONS, Creatures, Motion, creature_dice, draw_creatures
+from visiongraft.worlds.creatures import FRAMINGS, MOTIONS, Creatures, creature_dice, draw_creatures
 from visiongraft.worlds.mesh_cameras import MeshCamera, orbit_camera
 from visiongraft.worlds.mesh_rasteriser import render_animation
 
 Item = dict[str, Tensor]
-Framing = Literal["world", "box"]
-_SHADE = 0.35  # of a creature's silhouette
+_SHADE = 0.5  # of a creature's silhouette, so that toy_context sees it alike with alpha and on white
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +94,7 @@ class ProceduralAnimations(Dataset):
         self,
         *,
         kinds: Sequence[str] = ("creature",),
-        motion: Motion = "mixed",
+        motion: str = "mixed",
         clip_frames: int = 6,
         num_frames: int | None = None,
         num_points: int = 128,
@@ -104,15 +102,15 @@ class ProceduralAnimations(Dataset):
         uniform: int = 0,
         near_sigma: float = 0.06,
         image_size: int = 16,
-        framing: Framing = "world",
+        framing: str = "world",
         random_view: bool = False,
         length: int = 2**20,
         seed: int = 0,
     ) -> None:
         unknown = [kind for kind in kinds if kind not in KINDS]
-        if unknown or not kinds or motion not in MOTIONS or framing not in get_args(Framing):
+        if unknown or not kinds or motion not in MOTIONS or framing not in FRAMINGS:
             raise ValueError(
-                f"kinds are of {', '.join(KINDS)}, motion is {' or '.join(MOTIONS)}, framing is {' or '.join(get_args(Framing))}; "
+                f"kinds are of {', '.join(KINDS)}, motion is {' or '.join(MOTIONS)}, framing is {' or '.join(FRAMINGS)}; "
                 f"got {', '.join(kinds) or 'no kinds'}, {motion!r} and {framing!r}."
             )
         if min(clip_frames, num_points, image_size, length) < 1:

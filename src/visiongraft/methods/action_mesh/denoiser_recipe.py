@@ -31,7 +31,7 @@ class DenoiserRecipe(Recipe):
 
     Args:
         denoiser: trained; a ``TemporalDenoiser``, best from ``inflate`` of a trained base.
-        samples: map-style data set of dicts: ``surface`` (T, P, 6) tracked points with normals, ``context`` (T, S, D) or ``frames``
+        samples: map-style data set of dicts: ``points`` (T, P, 6) tracked points with normals, ``context`` (T, S, D) or ``frames``
             (T, C, H, W), and optionally ``framestep`` (T), else 0 to T-1.
         encoders: the frozen VAE and picture encoder.
         settings: of the stage. ``sources=(0, 0)`` trains without masked generation (an ablation), ``mask_dropout`` makes some clips have
@@ -66,7 +66,7 @@ class DenoiserRecipe(Recipe):
         self, modules: dict[str, nn.Module], batch: dict[str, Tensor], generator: torch.Generator, optimizer: str
     ) -> dict[str, Tensor]:
         """``flow``: mean squared error of the velocity on target frames."""
-        latents = self.encoders.latents(batch["surface"], generator)
+        latents = self.encoders.latents(batch["points"], generator)
         count, frames = latents.shape[:2]
         mask = draw_sources(count, frames, self.settings.sources, generator)
         nothing_known = torch.rand(count, 1, generator=generator, device=generator.device) < self.settings.mask_dropout
@@ -83,7 +83,7 @@ class DenoiserRecipe(Recipe):
             return {}
         module: Any = modules["denoiser"].eval()
         batch, generator = held_out_batch(self.held_out, module), fixed_generator(module)
-        latents, context = self.encoders.latents(batch["surface"], generator), self.encoders.context(batch)
+        latents, context = self.encoders.latents(batch["points"], generator), self.encoders.context(batch)
         mask = latents.new_zeros(latents.shape[:2])
         if self.settings.sources[1]:
             mask[:, 0] = 1

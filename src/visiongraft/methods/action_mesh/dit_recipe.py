@@ -27,7 +27,7 @@ class BaseRecipe(Recipe):
 
     Args:
         dit: trained; a ``TripoSGDiT`` or another module with its call.
-        samples: map-style data set of dicts: ``surface`` (T, P, 6), ``context`` (T, S, D) or ``frames`` (T, C, H, W); every frame is a
+        samples: map-style data set of dicts: ``points`` (T, P, 6), ``context`` (T, S, D) or ``frames`` (T, C, H, W); every frame is a
             sample of its own, so that items of one frame are best.
         encoders: the frozen VAE and picture encoder.
         settings: of the stage.
@@ -61,7 +61,7 @@ class BaseRecipe(Recipe):
         self, modules: dict[str, nn.Module], batch: dict[str, Tensor], generator: torch.Generator, optimizer: str
     ) -> dict[str, Tensor]:
         """``flow``: mean squared error of the velocity."""
-        latents = self.encoders.latents(batch["surface"], generator)
+        latents = self.encoders.latents(batch["points"], generator)
         keep = keep_context(len(latents), self.settings.context_dropout, generator)
         sigma = training_times(latents.shape[0] * latents.shape[1], self.settings.shift, generator).to(latents.device)
         return {"flow": self._loss(modules["base"], batch, latents, sigma, noise_like(latents, generator), keep)}
@@ -73,7 +73,7 @@ class BaseRecipe(Recipe):
             return {}
         module: Any = modules["base"].eval()
         batch, generator = held_out_batch(self.held_out, module), fixed_generator(module)
-        latents = self.encoders.latents(batch["surface"], generator)
+        latents = self.encoders.latents(batch["points"], generator)
         count, losses = latents.shape[0] * latents.shape[1], []
         for time in VALIDATION_TIMES:
             sigma = torch.full((count,), time, device=latents.device)

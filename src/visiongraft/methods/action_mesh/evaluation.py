@@ -75,6 +75,7 @@ class FolderOptions(Protocol):
     output: Path
     variant: str
     motion: bool
+    pattern: str
     recompute: bool
     device: str
 
@@ -91,6 +92,7 @@ def evaluate_files(options: FolderOptions) -> int:
         options.output,
         options.variant,
         motion=options.motion,
+        pattern=options.pattern,
         recompute=options.recompute,
         device=options.device,
         progress=True,

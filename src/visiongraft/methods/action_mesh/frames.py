@@ -163,10 +163,10 @@ def composite_on_white(rgba: Float[Tensor, "*batch 4 height width"]) -> Float[Te
 
 def foreground_share(alpha: Float[Tensor, "*batch height width"]) -> Float[Tensor, "*batch"]:
     """Share of a frame's pixels that are more opaque than transparent."""
-    return (alpha > OPAQUE).float().mean((-2, -1))
+    return (alpha > OPAQUE).double().mean((-2, -1))
 
 
-def check_foreground(alpha: Float[Tensor, "frames height width"], min_share: float = MIN_SHARE) -> None:
+def check_foreground(alpha: Float[Tensor, "frames height width"], min_share: float | int = MIN_SHARE) -> None:
     """Refuses frames in which the object was not found, and warns where it touches the border.
 
     Args:
@@ -210,7 +210,7 @@ def union_box(alpha: Float[Tensor, "frames height width"]) -> tuple[int, int, in
 
 
 def prepare_frames(
-    rgba: Float[Tensor, "frames 4 height width"], *, padding: float = 0.1, min_share: float = MIN_SHARE
+    rgba: Float[Tensor, "frames 4 height width"], *, padding: float | int = 0.1, min_share: float | int = MIN_SHARE
 ) -> Float[Tensor, "frames 3 side side"]:
     """Square frames before white, as the image encoder gets them: all are cropped to one box, that of the object over the whole clip.
 

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from visiongraft.media.images import resize, to_image_tensor
 
 TextToImage = Callable[[str], Float[Tensor, "3 height width"]]
-ImageToVideo = Callable[[Float[Tensor, "3 height width"], str], Float[Tensor, "frames 3 height width"]]
+ImageToVideo = Callable[[Float[Tensor, "3 height width"], str], Float[Tensor, "frames 3 new_height new_width"]]
 TextToVideo = Callable[[str], Float[Tensor, "frames 3 height width"]]
 
 OBJECT_PROMPT = "{text}, the whole object in view, centred, on a plain white background"
@@ -115,7 +115,7 @@ def image_to_video(
     _check_text_cleaner(pipeline)
     wanted = _frames_to_ask(pipeline, num_frames, stride)
 
-    def generate(image: Float[Tensor, "3 height width"], text: str) -> Float[Tensor, "frames 3 height width"]:
+    def generate(image: Float[Tensor, "3 height width"], text: str) -> Float[Tensor, "frames 3 new_height new_width"]:
         start = to_image_tensor(image)
         height, width = grid_size((start.shape[-2], start.shape[-1]), area, _grid_step(pipeline))
         output = pipeline(
@@ -215,7 +215,9 @@ def _first_of(output: Any, name: str) -> Any:
 def _checked_pixels(frames: Any, pipeline: Any) -> Float[Tensor, "frames 3 height width"]:
     pixels = torch.as_tensor(np.asarray(frames), dtype=torch.float32)
     if pixels.ndim != 4 or pixels.shape[-1] != 3:
-        raise ValueError(f"The generator {type(pipeline).__name__} gave pictures of shape {tuple(pixels.shape[1:])}, not height x width x 3.")
+        raise ValueError(
+            f"The generator {type(pipeline).__name__} gave pictures of shape {tuple(pixels.shape[1:])}, not height x width x 3."
+        )
     if not bool(torch.isfinite(pixels).all()):
         raise ValueError(f"The generator {type(pipeline).__name__} gave values that are not finite; run it in bfloat16 or float32.")
     return pixels.clamp(0, 1).permute(0, 3, 1, 2).contiguous()

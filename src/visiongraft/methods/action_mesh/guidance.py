@@ -55,7 +55,7 @@ class PairGuidance:
         return cls(((1, 1),), ()) if scale == 1 else cls(((0, 1), (1, 1)), (scale,))
 
 
-def join_branches(velocities: Sequence[Float[Tensor, "*shape"]], scales: Sequence[float]) -> Float[Tensor, "*shape"]:
+def join_branches(velocities: Sequence[Float[Tensor, "*shape"]], scales: Sequence[float | int]) -> Float[Tensor, "*shape"]:
     """``v_0 + sum_i g_i (v_{i+1} - v_i)``; the inputs stay as they are.
 
     Source: ActionMesh brief, 2.5 and pitfall 7.
@@ -69,7 +69,7 @@ def join_branches(velocities: Sequence[Float[Tensor, "*shape"]], scales: Sequenc
 def guided_velocity(
     denoise: Denoise,
     latents: Float[Tensor, "batch frames tokens channels"],
-    context: Float[Tensor, "batch frames words width"],
+    context: Float[Tensor, "batch frames words dim"],
     framestep: Float[Tensor, "batch frames"],
     timestep: Float[Tensor, "batch"],
     mask: Float[Tensor, "batch frames"],
@@ -94,9 +94,7 @@ def guided_velocity(
     contexts = [context if image else torch.zeros_like(context) for image, _ in guidance.pairs]
     masks = [mask if known else torch.zeros_like(mask) for _, known in guidance.pairs]
     if split or len(contexts) == 1:
-        velocities = [
-            denoise(latents, one, framestep, timestep, known).float() for one, known in zip(contexts, masks, strict=True)
-        ]
+        velocities = [denoise(latents, one, framestep, timestep, known).float() for one, known in zip(contexts, masks, strict=True)]
     else:
         count = len(contexts)
         stacked = denoise(

@@ -57,8 +57,8 @@ def preparation_of(processor: Any) -> ImagePreparation:
     )
     if not known:
         raise ValueError(
-            f"The image processor {type(processor).__name__} (size {size}, crop_size {crop}, resample {processor.resample}) does not resize "
-            "the shortest edge bicubically, cut a square from the middle and normalise; give DINOv2's BitImageProcessor."
+            f"The image processor {type(processor).__name__} (size {size}, crop_size {crop}, resample {processor.resample}) does not "
+            "resize the shortest edge bicubically, cut a square from the middle and normalise; give DINOv2's BitImageProcessor."
         )
     return ImagePreparation(
         shortest_edge=size["shortest_edge"], crop=crop["height"], mean=tuple(processor.image_mean), std=tuple(processor.image_std)
@@ -97,7 +97,7 @@ def prepare_images(
 @torch.no_grad()
 def image_features(
     encoder: nn.Module, images: Float[Tensor, "batch 3 height width"], preparation: ImagePreparation = DINOV2, *, chunk: int = 16
-) -> Float[Tensor, "batch tokens width"]:
+) -> Float[Tensor, "batch tokens channels"]:
     """Tokens of pictures: the last hidden state, the class token first, after the encoder's final LayerNorm.
 
     Args:

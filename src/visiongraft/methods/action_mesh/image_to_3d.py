@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from visiongraft.methods.action_mesh.frames import prepare_frames
-from visiongraft.methods.action_mesh.memory import Precision, Stagewise, autocast
+from visiongraft.methods.action_mesh.memory import Stagewise, autocast
 from visiongraft.methods.action_mesh.rectified_flow import RectifiedFlowScheduler
 from visiongraft.methods.action_mesh.sampler import StepCallback
 from visiongraft.methods.action_mesh.shape_latents import MAX_FACES, extract_mesh, picture_tokens, sample_shape
@@ -80,13 +80,13 @@ class ImageTo3DPipeline(Stagewise, DiffusionPipeline):
         guidance_scale: float | int = 7.0,
         num_tokens: int = 2048,
         generator: torch.Generator | int = 0,
-        output_type: Literal["mesh", "latent"] = "mesh",
+        output_type: str = "mesh",
         resolution: int = 256,
         faces: int | None = MAX_FACES,
         *,
         query_chunk: int = 50_000,
         upstream_scale: bool = False,
-        precision: Precision = "auto",
+        precision: str = "auto",
         callback: StepCallback | None = None,
         cancel: Callable[[], bool] | None = None,
     ) -> Shape:
@@ -98,7 +98,7 @@ class ImageTo3DPipeline(Stagewise, DiffusionPipeline):
             num_inference_steps, guidance_scale: of stage 0.
             num_tokens: of the latents.
             generator: source of the noise, or a seed.
-            output_type: ``latent`` leaves the mesh out.
+            output_type: ``mesh``; ``latent`` leaves the mesh out.
             resolution: cells of the extraction along an axis.
             faces: the mesh is decimated to so many; ``None`` keeps all.
             query_chunk: points of the extraction at once.

@@ -6,6 +6,7 @@ background (below), and networks (:mod:`visiongraft.methods.action_mesh.matting_
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ Matting = Callable[[Float[Tensor, "frames 3 height width"]], Float[Tensor, "fram
 """Colours of a clip in [0, 1] to its alpha in [0, 1]."""
 
 _EIGHT = np.ones((3, 3), bool)
+_BAND = 2  # pixels of an outline whose colours are mixed, by lenses and video codecs
 _NETWORKS = {
     "rmbg": "RMBG-1.4's network is code on its hub page (trust_remote_code), which visiongraft does not run. Read it, load it yourself and "
     "pass matting=RmbgMatting(model); or give masks, a plain background (matting='key') or SAM 2.",
@@ -27,7 +29,7 @@ _NETWORKS = {
 
 
 def matte_frames(
-    frames: Float[Tensor, "frames channels height width"], matting: str | Matting = "auto", *, min_share: float = MIN_SHARE
+    frames: Float[Tensor, "frames channels height width"], matting: str | Matting = "auto", *, min_share: float | int = MIN_SHARE
 ) -> Float[Tensor, "frames 4 height width"]:
     """Frames with the object's alpha.
 
@@ -61,8 +63,8 @@ def matte_frames(
     todo = (~has_valid_alpha(given, min_share)).nonzero()[:, 0].tolist()
     if todo and matting == "alpha":
         raise ValueError(
-            f"Frames {named_numbers(todo)} have no valid alpha: at least {100 * min_share:g} % of the pixels must be opaque and as many not. "
-            "Give masks, or matting='key' for a plain background."
+            f"Frames {named_numbers(todo)} have no valid alpha: at least {100 * min_share:g} % of the pixels must be opaque, and as many "
+            "not. Give masks, or matting='key' for a plain background."
         )
     if not todo:
         return frames.clone()
@@ -82,7 +84,7 @@ def _joined(colours: Float[Tensor, "frames 3 height width"], alpha: Float[Tensor
     return torch.cat([colours, alpha[:, None].to(colours)], 1)
 
 
-def has_valid_alpha(alpha: Float[Tensor, "*batch height width"], min_share: float = MIN_SHARE) -> Bool[Tensor, "*batch"]:
+def has_valid_alpha(alpha: Float[Tensor, "*batch height width"], min_share: float | int = MIN_SHARE) -> Bool[Tensor, "*batch"]:
     """Whether an alpha is a mask: at least ``min_share`` of the pixels are above 127 of 255, and as many are not.
 
     Source: ActionMesh brief, 2.9.
@@ -103,11 +105,11 @@ class Keying:
         min_hole: share of the picture below which a hole in the object is filled.
     """
 
-    tolerance: float = 0.06
-    max_noise: float = 0.08
-    plain_share: float = 0.6
-    min_piece: float = 5e-4
-    min_hole: float = 5e-4
+    tolerance: float | int = 0.06
+    max_noise: float | int = 0.08
+    plain_share: float | int = 0.6
+    min_piece: float | int = 5e-4
+    min_hole: float | int = 5e-4
 
 
 def key_background(
@@ -117,7 +119,7 @@ def key_background(
 
     The background is a colour that changes slowly over the picture: a polynomial of degree 2 in x and y, fitted to the border with
     outliers left out, so that light that falls off and an object that leaves the picture do no harm. On the object's outline alpha
-    rises from 0 to 1 between one and two tolerances; inside it is 1. Pieces and holes that are smaller than a share of the picture are noise.
+    is the share of the object's colour in the pixel; inside it is 1. Pieces and holes smaller than a share of the picture are noise.
 
     Args:
         frames: in [0, 1].
@@ -140,21 +142,37 @@ def _key_frame(pixels: Float[np.ndarray, "height width 3"], keying: Keying, numb
     background, noise, share = border_colours(pixels, keying.tolerance)
     if share < keying.plain_share or noise > keying.max_noise:
         raise ValueError(
-            f"frame {number}: the background is not plain ({100 * share:.0f} % of the border have one colour, {100 * keying.plain_share:.0f} % "
-            "are needed); give masks, or use SAM 2 (Sam2Matting) or RMBG (RmbgMatting)."
+            f"frame {number}: the background is not plain ({100 * share:.0f} % of the border have one colour, "
+            f"{100 * keying.plain_share:.0f} % are needed); give masks, or use SAM 2 (Sam2Matting) or RMBG (RmbgMatting)."
         )
     difference = np.abs(pixels - background).max(-1)
     tolerance = max(keying.tolerance, 4 * noise)
     inside = difference > tolerance
     inside = drop_small(inside, keying.min_piece * inside.size)
     filled = ~drop_small(~inside, keying.min_hole * inside.size)
-    # soft on the outline alone: an object's inside that resembles the background stays opaque
-    outline = ndimage.binary_dilation(~filled, _EIGHT)
-    return np.where(outline & inside, np.clip(difference / tolerance - 1, 0, 1), filled).astype(np.float64)
+    return np.where(filled, _outline_alpha(pixels, background, filled, tolerance), 0.0)
+
+
+def _outline_alpha(
+    pixels: Float[np.ndarray, "height width 3"],
+    background: Float[np.ndarray, "height width 3"],
+    mask: Bool[np.ndarray, "height width"],
+    tolerance: float | int,
+) -> Float[np.ndarray, "height width"]:
+    """How much of a pixel near a mask's outline is object: where its colour lies between the background's and that of the nearest
+    pixel of the inside. 1 farther inside, so that what resembles the background there stays opaque, and where there is no inside."""
+    inside = np.asarray(ndimage.binary_erosion(mask, _EIGHT, iterations=_BAND, border_value=1), bool)
+    found: Any = ndimage.distance_transform_edt(~inside, return_indices=True)
+    distance, (rows, columns) = found
+    full = pixels[rows, columns] - background
+    length = (full**2).sum(-1)
+    share = ((pixels - background) * full).sum(-1) / np.maximum(length, tolerance**2)
+    known = ~inside & inside.any() & (distance <= 2 * _BAND) & (length > tolerance**2)
+    return np.where(known, np.clip(share, 0, 1), 1.0)
 
 
 def border_colours(
-    pixels: Float[np.ndarray, "height width 3"], tolerance: float
+    pixels: Float[np.ndarray, "height width 3"], tolerance: float | int
 ) -> tuple[Float[np.ndarray, "height width 3"], float, float]:
     """Background of a picture as its border tells.
 
@@ -189,8 +207,9 @@ def border_colours(
     return (terms.reshape(-1, 6) @ weights).reshape(pixels.shape), noise, share
 
 
-def drop_small(mask: Bool[np.ndarray, "height width"], min_area: float) -> Bool[np.ndarray, "height width"]:
+def drop_small(mask: Bool[np.ndarray, "height width"], min_area: float | int) -> Bool[np.ndarray, "height width"]:
     """A mask without its pieces (8-connected) of fewer than ``min_area`` pixels."""
     labels, _ = ndimage.label(mask, _EIGHT)
-    areas = np.bincount(np.ravel(labels))
+    labels = np.asarray(labels, np.int64)
+    areas = np.bincount(labels.ravel())
     return np.asarray(mask, bool) & (areas >= min_area)[labels]

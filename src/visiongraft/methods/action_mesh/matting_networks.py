@@ -143,7 +143,7 @@ class Sam2Matting:
             dtype=self.model.dtype,
             max_vision_features_cache_size=1,
         )
-        clicks = torch.from_numpy(self.places * np.float32([side / width, side / height]))
+        clicks = torch.from_numpy(self.places * np.array([side / width, side / height], np.float32))
         prompt = {"point_coords": clicks[None, None].to(self.model.dtype), "point_labels": torch.tensor([[self.labels]], dtype=torch.int32)}
         session.add_point_inputs(session.obj_id_to_idx(0), 0, prompt)
         session.obj_with_new_inputs = [0]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 Stage = Literal["shape", "latents", "vertices"]
 """Stage 0, stage I, stage II."""
 
@@ -53,7 +53,7 @@ def empty_cache(device: torch.device) -> None:
         torch.mps.empty_cache()
 
 
-def autocast(device: torch.device, stage: Stage, precision: Precision = "auto") -> Any:
+def autocast(device: torch.device, stage: Stage, precision: str = "auto") -> Any:
     """Autocast of a stage as a context.
 
     ``auto``: on a GPU float16 for stage 0 and bfloat16 for stages I and II (float16 where the GPU has no bfloat16, such as a T4); on
@@ -64,21 +64,14 @@ def autocast(device: torch.device, stage: Stage, precision: Precision = "auto") 
 
     Source: ActionMesh brief, 6.
     """
-    choices = ("auto", "float32", "bfloat16", "float16")
-    if precision not in choices:
-        raise ValueError(f"precision must be one of {', '.join(choices)}; got {precision!r}.")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}.")
     if precision == "float32" or (precision == "auto" and device.type != "cuda"):
         return nullcontext()
     if precision == "auto":
         half = stage == "shape" or not torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.autocast(device.type, torch.float16 if half else torch.bfloat16)
     return torch.autocast(device.type, getattr(torch, precision))
-
-
-def weight_dtype(module: Any) -> torch.dtype:
-    """Precision of a model's weights; float32 for something that has none."""
-    parameter = next(module.parameters(), None) if isinstance(module, nn.Module) else None
-    return torch.float32 if parameter is None else parameter.dtype
 
 
 class Stagewise:
@@ -121,8 +114,12 @@ class Stagewise:
     @property
     def stage_device(self) -> torch.device:
         """Where stages compute."""
+        if self._stage_device is not None:
+            return self._stage_device
         pipeline: Any = self
-        return pipeline.device if self._stage_device is None else self._stage_device
+        # not DiffusionPipeline.device, which asks a component that may be a plain module
+        modules = [component for component in pipeline.components.values() if isinstance(component, nn.Module)]
+        return next((parameter.device for module in modules for parameter in module.parameters()), torch.device("cpu"))
 
     @contextmanager
     def working(self, name: str) -> Iterator[Any]:

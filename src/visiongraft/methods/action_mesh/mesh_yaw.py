@@ -15,7 +15,7 @@ _NOT_WHITE = 0.02
 
 
 def turn(vertices: Float[Tensor, "*batch 3"], yaw_deg: float | int) -> Float[Tensor, "*batch 3"]:
-    """Points turned about Y; a positive angle turns +z to +x."""
+    """Points turned about Y, counter-clockwise seen from above: at 90 degrees +z goes to +x."""
     if yaw_deg % 360 == 0:
         return vertices
     angle = math.radians(yaw_deg)
@@ -26,7 +26,7 @@ def turn(vertices: Float[Tensor, "*batch 3"], yaw_deg: float | int) -> Float[Ten
 def search_yaw(
     vertices: Float[Tensor, "v 3"], faces: Int[Tensor, "f 3"], frame: Float[Tensor, "3 height width"]
 ) -> tuple[float, dict[float, float]]:
-    """The one of four turns whose outline from the front is most like the object in a frame.
+    """The one of four turns whose outline from the front (+z) is most like the object in a frame.
 
     Outlines are compared in their own boxes, so that place and size do not matter. A mesh from the front and from behind has mirrored
     outlines: of a symmetric one both are the same, and the smaller angle is taken.
@@ -39,7 +39,7 @@ def search_yaw(
         The turn in degrees, and the overlap (intersection over union) for each.
 
     Raises:
-        ValueError: a frame that is all white.
+        ValueError: a frame that is all white, or a mesh without extent.
 
     Source: ActionMesh brief, pitfall 17 (our choice).
     """
@@ -58,7 +58,7 @@ def search_yaw(
 
 
 def _in_own_box(mask: Bool[Tensor, "height width"]) -> Bool[Tensor, "side side"]:
-    """The mask cut to its box and stretched to one width, its proportions kept."""
+    """The mask cut to its box and scaled to one size, its proportions kept."""
     rows, columns = (mask.any(axis).nonzero()[:, 0] for axis in (1, 0))
     if not len(rows):
         raise ValueError("The frame has no object before white to compare the mesh with; give the angle (mesh_yaw=0) instead.")

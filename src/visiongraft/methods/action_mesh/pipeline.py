@@ -1,9 +1,9 @@
 """From a clip to an animated mesh: stage 0 or a given mesh, stage I, stage II."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from functools import partial
-from typing import Any
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from diffusers import DiffusionPipeline
@@ -12,13 +12,14 @@ from torch import Tensor
 
 from visiongraft.methods.action_mesh.animation import Animation
 from visiongraft.methods.action_mesh.frames import check_num_frames
-from visiongraft.methods.action_mesh.given_mesh import GivenMesh, MeshSource, take_mesh
+from visiongraft.methods.action_mesh.given_mesh import MeshSource, into_box_of, take_mesh
 from visiongraft.methods.action_mesh.guidance import PairGuidance
 from visiongraft.methods.action_mesh.image_to_3d import prepared_frames
 from visiongraft.methods.action_mesh.latent_bank import TimeBank
-from visiongraft.methods.action_mesh.memory import Precision, Stage, Stagewise, autocast
+from visiongraft.methods.action_mesh.memory import Stage, Stagewise, autocast
 from visiongraft.methods.action_mesh.presets import Preset, preset_of
 from visiongraft.methods.action_mesh.rectified_flow import RectifiedFlowScheduler
+from visiongraft.methods.action_mesh.sampler import check_cancel
 from visiongraft.methods.action_mesh.shape_latents import MAX_FACES, encode_mesh, extract_mesh, picture_tokens, sample_shape
 from visiongraft.methods.action_mesh.stage_one import Callback, generate_latents
 from visiongraft.methods.action_mesh.stage_two import QUERY_CHUNK, deform_mesh
@@ -26,6 +27,7 @@ from visiongraft.methods.action_mesh.temporal_autoencoder import TemporalAutoenc
 from visiongraft.methods.action_mesh.temporal_denoiser import TemporalDenoiser
 from visiongraft.methods.action_mesh.triposg_dit import TripoSGDiT
 from visiongraft.methods.action_mesh.triposg_vae import TripoSGVAE
+from visiongraft.methods.action_mesh.user_mesh import UserMesh
 from visiongraft.methods.action_mesh.windows import SLIDE, WINDOW, plan_windows
 
 STAGES = ("pictures", "shape", "latents", "vertices")
@@ -94,9 +96,9 @@ class ActionMeshPipeline(Stagewise, DiffusionPipeline):
         cancel: Callable[[], bool] | None = None,
         *,
         sources: Mapping[int, MeshSource] | None = None,
-        anchor_latents: Float[Tensor, "tokens channels"] | None = None,
+        anchor_latents: Float[Tensor, "tokens code"] | None = None,
         continue_from: Animation | None = None,
-        image_context: Float[Tensor, "frames words width"] | None = None,
+        image_context: Float[Tensor, "pictures words dim"] | None = None,
         guidance: PairGuidance | None = None,
         noise_correlation: float | int = 0.0,
         split_cfg_batch: bool | None = None,
@@ -105,7 +107,7 @@ class ActionMeshPipeline(Stagewise, DiffusionPipeline):
         upstream_scale: bool = False,
         query_chunk: int = QUERY_CHUNK,
         targets_at_once: int = 1,
-        precision: Precision = "auto",
+        precision: str = "auto",
         force: bool = False,
         on_stage: Callable[[str], None] | None = None,
     ) -> Animation:
@@ -152,159 +154,118 @@ class ActionMeshPipeline(Stagewise, DiffusionPipeline):
 
         Source: ActionMesh brief, 2.4 to 2.11 and 6.
         """
-        count, settings = len(frames), preset_of(preset)
+        count = len(frames)
         windows = plan_windows(0 if anchor is None else anchor, count, window, slide)
         check_num_frames(count, self.denoiser.config.temporal_context_size)
-        self._check_options(count, mesh, anchor, anchor_latents, sources, continue_from)
+        _check_options(count, mesh, anchor, anchor_latents, sources, continue_from)
         num_tokens = self.denoiser.config.num_tokens_nominal if num_tokens is None else num_tokens
+        run = _Run(preset_of(preset), seed, num_tokens, self.stage_device, precision, callback, cancel, on_stage)
         prepared = prepared_frames(frames)
-        device = self.stage_device
-        half: Callable[[Stage], AbstractContextManager[Any]] = lambda stage: autocast(device, stage, precision)
-        self._begin("pictures", on_stage, cancel)
-        if image_context is None:
-            with self.working("image_encoder") as encoder, half("shape"):
-                image_context = picture_tokens(encoder, self.feature_extractor, prepared.to(device))
-        elif len(image_context) != count:
-            raise ValueError(f"image_context has tokens of {len(image_context)} frames, and the clip has {count}.")
-        image_context = image_context.to(device)
 
-        self._begin("shape", on_stage, cancel)
-        given = None if mesh is None else take_mesh(mesh, fit_scale, mesh_yaw, prepared[anchor or 0])
+        run.begin("pictures")
+        context = self._tokens(run, prepared) if image_context is None else image_context.to(run.device)
+        if len(context) != count:
+            raise ValueError(f"image_context has tokens of {len(context)} frames, and the clip has {count}.")
+
+        run.begin("shape")
+        given = None if continue_from is None else continue_from.user_mesh
+        if mesh is not None:
+            given = take_mesh(mesh, fit_scale, mesh_yaw, prepared[anchor or 0])
         known = TimeBank() if continue_from is None else continue_from.latent_bank()
-        if anchor is not None and anchor not in known:
-            known.add(anchor, self._anchor_latents(given, anchor_latents, image_context[anchor], settings, num_tokens, seed, half, callback, cancel))
+        if anchor_latents is not None:
+            known.add(anchor or 0, anchor_latents[None])
+        elif anchor is not None and anchor not in known:
+            known.add(anchor, self._shape(run, context[anchor]) if given is None else self._encode(run, given.vertices, given.faces))
         for frame, other in (sources or {}).items():
-            known.add(frame, self._encode(*given.also(other), num_tokens, seed))
+            known.add(frame, self._encode(run, *into_box_of(other, cast(UserMesh, given))))
 
-        self._begin("latents", on_stage, cancel)
-        with self.working("denoiser") as denoiser, half("latents"), self._reporting("stage I", callback) as told:
+        run.begin("latents")
+        with self.working("denoiser") as denoiser, run.autocast("latents"), self._reporting("stage I", run) as told:
             latents = generate_latents(
-                _Forced(denoiser) if force else denoiser,
-                image_context[None],
+                denoiser,
+                context[None],
                 known,
                 anchor=anchor,
                 num_tokens=num_tokens,
                 window=window,
                 slide=slide,
-                num_steps=settings.steps,
-                shift=settings.shift,
-                guidance=PairGuidance.image(settings.guidance) if guidance is None else guidance,
+                num_steps=run.preset.steps,
+                shift=run.preset.shift,
+                guidance=PairGuidance.image(run.preset.guidance) if guidance is None else guidance,
                 seed=seed,
                 noise_correlation=noise_correlation,
                 split_cfg_batch=self.low_memory if split_cfg_batch is None else split_cfg_batch,
+                force=force,
                 callback=told,
                 cancel=cancel,
             )
         codes = TimeBank({time: latents[time][0] for time in latents.times})
 
-        self._begin("vertices", on_stage, cancel)
-        vertices, faces = self._anchor_mesh(
-            given, continue_from, codes[anchor or 0], half, {"resolution": resolution, "max_faces": max_faces, "upstream_scale": upstream_scale}
-        )
-        with self.working("autoencoder") as autoencoder, half("vertices"), self._reporting("stage II", callback) as told:
+        run.begin("vertices")
+        if given is not None:
+            vertices, faces = given.vertices, given.faces
+        elif continue_from is not None:
+            vertices, faces = continue_from.anchor_mesh()
+        else:
+            with self.working("vae") as vae, run.autocast("shape"):
+                options: dict[str, Any] = {"resolution": resolution, "max_faces": max_faces, "upstream_scale": upstream_scale}
+                vertices, faces = extract_mesh(vae, codes[anchor or 0], **options)
+        with self.working("autoencoder") as autoencoder, run.autocast("vertices"), self._reporting("stage II", run) as told:
             moved = deform_mesh(
-                _ForcedContext(autoencoder) if force else autoencoder,
+                autoencoder,
                 codes,
-                vertices.to(device),
-                faces.to(device),
+                vertices.to(run.device),
+                faces.to(run.device),
                 windows,
-                known=None if continue_from is None else continue_from.vertex_bank().to(device),
+                known=None if continue_from is None else continue_from.vertex_bank(),
                 subsampling_level=subsampling_level,
                 query_chunk=query_chunk,
                 targets_at_once=targets_at_once,
+                force=force,
                 callback=told,
                 cancel=cancel,
             )
         box = moved.stack().cpu()
         return Animation(
             vertices=box if given is None else given.restore(box),
-            faces=faces.cpu() if given is None else given.original_faces,
+            faces=faces.cpu() if given is None else given.original.faces,
             times=tuple(moved.times),
             anchor=anchor or 0,
             latents=codes.stack(range(count)).cpu(),
             box_vertices=box,
-            box_faces=faces.cpu(),
-            mesh_yaw_deg=0.0 if given is None else given.yaw_deg,
+            user_mesh=given,
         )
 
-    def _check_options(
-        self, count: int, mesh: Any, anchor: int | None, anchor_latents: Any, sources: Mapping[int, Any] | None, before: Animation | None
-    ) -> None:
-        if anchor is None and (mesh is not None or anchor_latents is not None or sources):
-            raise ValueError("anchor=None generates everything from the pictures; a mesh, its latents or sources need the frame they show.")
-        if sources and mesh is None:
-            raise ValueError("sources are further meshes in the coordinates of mesh; give mesh, that of the anchor, too.")
-        if wrong := sorted(frame for frame in sources or {} if not 0 <= frame < count):
-            raise IndexError(f"sources must name frames of the clip, 0 to {count - 1}; got {wrong}.")
-        if anchor is not None and len({anchor, *(sources or {})}) == count:
-            raise ValueError("All frames are sources, nothing to generate; leave at least one frame unknown.")
-        if before is not None:
-            made = len(before.latent_bank())
-            if anchor != before.anchor or made >= count:
-                raise ValueError(
-                    f"To go on from an animation of {made} frames with anchor {before.anchor}, give a longer clip that begins with the same "
-                    f"frames, and the same anchor; got {count} frames and anchor {anchor}."
-                )
+    def _tokens(self, run: "_Run", prepared: Float[Tensor, "frames 3 side side"]) -> Float[Tensor, "frames words dim"]:
+        with self.working("image_encoder") as encoder, run.autocast("shape"):
+            return picture_tokens(encoder, self.feature_extractor, prepared.to(run.device))
 
-    def _anchor_latents(
-        self,
-        given: GivenMesh | None,
-        latents: Float[Tensor, "tokens channels"] | None,
-        context: Float[Tensor, "words width"],
-        settings: Preset,
-        num_tokens: int,
-        seed: int,
-        half: Callable[[Stage], AbstractContextManager[Any]],
-        callback: Callback | None,
-        cancel: Callable[[], bool] | None,
-    ) -> Float[Tensor, "1 tokens channels"]:
-        """Of the anchor: those given, those of the given mesh, or stage 0's."""
-        if latents is not None:
-            return latents[None]
-        if given is not None:
-            return self._encode(given.vertices, given.faces, num_tokens, seed)
-        if self.scheduler is None:
-            raise ValueError("Stage 0 makes the mesh from a picture, but the pipeline has no scheduler; give it, or give a mesh.")
-        with self.working("dit") as dit, half("shape"), self._reporting("stage 0", callback) as told:
+    def _shape(self, run: "_Run", context: Float[Tensor, "words dim"]) -> Float[Tensor, "1 tokens channels"]:
+        """Stage 0."""
+        if self.dit is None or self.scheduler is None:
+            raise ValueError(
+                "A mesh from a picture needs stage 0 (dit and scheduler), which this pipeline is without; or give a mesh."
+            )
+        with self.working("dit") as dit, run.autocast("shape"), self._reporting("stage 0", run) as told:
             return sample_shape(
                 dit,
                 self.scheduler,
                 context[None],
-                num_steps=settings.shape_steps,
-                guidance_scale=settings.shape_guidance,
-                num_tokens=num_tokens,
-                generator=torch.Generator().manual_seed(seed),
+                num_steps=run.preset.shape_steps,
+                guidance_scale=run.preset.shape_guidance,
+                num_tokens=run.num_tokens,
+                generator=torch.Generator().manual_seed(run.seed),
                 callback=lambda step, steps: told(step, steps, 0, 1),
-                cancel=cancel,
+                cancel=run.cancel,
             )
 
-    def _encode(self, vertices: Tensor, faces: Tensor, num_tokens: int, seed: int) -> Float[Tensor, "1 tokens channels"]:
+    def _encode(self, run: "_Run", vertices: Float[Tensor, "v 3"], faces: Int[Tensor, "f 3"]) -> Float[Tensor, "1 tokens channels"]:
         with self.working("vae") as vae:
-            return encode_mesh(vae, vertices, faces, num_tokens=num_tokens, generator=torch.Generator().manual_seed(seed))
-
-    def _anchor_mesh(
-        self,
-        given: GivenMesh | None,
-        before: Animation | None,
-        latents: Float[Tensor, "tokens channels"],
-        half: Callable[[Stage], AbstractContextManager[Any]],
-        options: dict[str, Any],
-    ) -> tuple[Float[Tensor, "v 3"], Int[Tensor, "f 3"]]:
-        """In the box: the given one, that of the earlier animation, or the one of the latents."""
-        if given is not None:
-            return given.vertices, given.faces
-        if before is not None:
-            return before.anchor_mesh()
-        with self.working("vae") as vae, half("shape"):
-            return extract_mesh(vae, latents, **options)
-
-    def _begin(self, stage: str, on_stage: Callable[[str], None] | None, cancel: Callable[[], bool] | None) -> None:
-        check_cancel(cancel, f"before the stage {stage!r}")
-        if on_stage is not None:
-            on_stage(stage)
+            generator = torch.Generator().manual_seed(run.seed)
+            return encode_mesh(vae, vertices, faces, num_tokens=run.num_tokens, generator=generator)
 
     @contextmanager
-    def _reporting(self, name: str, callback: Callback | None) -> Iterator[Callback]:
+    def _reporting(self, name: str, run: "_Run") -> Iterator[Callback]:
         """A progress bar of one stage, and the caller's callback, as one callback."""
         with self.progress_bar(total=1) as bar:
             bar.set_description(name)
@@ -312,7 +273,59 @@ class ActionMeshPipeline(Stagewise, DiffusionPipeline):
             def told(step: int, steps: int, window: int, windows: int) -> None:
                 bar.total = steps * windows
                 bar.update(steps * window + step - bar.n)
-                if callback is not None:
-                    callback(step, steps, window, windows)
+                if run.callback is not None:
+                    run.callback(step, steps, window, windows)
 
             yield told
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """What all stages of one call are told."""
+
+    preset: Preset
+    seed: int
+    num_tokens: int
+    device: torch.device
+    precision: str
+    callback: Callback | None
+    cancel: Callable[[], bool] | None
+    on_stage: Callable[[str], None] | None
+
+    def autocast(self, stage: Stage) -> Any:
+        return autocast(self.device, stage, self.precision)
+
+    def begin(self, stage: str) -> None:
+        check_cancel(self.cancel, f"before the stage {stage!r}")
+        if self.on_stage is not None:
+            self.on_stage(stage)
+
+
+def _check_options(
+    count: int,
+    mesh: MeshSource | None,
+    anchor: int | None,
+    anchor_latents: Tensor | None,
+    sources: Mapping[int, MeshSource] | None,
+    before: Animation | None,
+) -> None:
+    """Options that do not go together."""
+    known = set(sources or {})
+    if anchor is None and (mesh is not None or anchor_latents is not None or sources):
+        raise ValueError("anchor=None generates everything from the pictures; a mesh, its latents or sources need the frame they show.")
+    if sources and mesh is None and (before is None or before.user_mesh is None):
+        raise ValueError("sources are further meshes in the coordinates of mesh; give mesh, that of the anchor, too.")
+    if wrong := sorted(frame for frame in known if not 0 <= frame < count or frame == anchor):
+        raise IndexError(f"sources must name frames of the clip, 0 to {count - 1}, other than the anchor; got {wrong}.")
+    if len({anchor, *known} - {None}) == count:
+        raise ValueError("All frames are sources, nothing to generate; leave at least one frame unknown.")
+    if before is None:
+        return
+    if mesh is not None or anchor_latents is not None:
+        raise ValueError("The animation to go on from brings its mesh and latents; leave mesh and anchor_latents out.")
+    made = len(before.latent_bank())
+    if anchor != before.anchor or made >= count:
+        raise ValueError(
+            f"To go on from an animation of {made} frames with anchor {before.anchor}, give a longer clip that begins with the same "
+            f"frames, and the same anchor; got {count} frames and anchor {anchor}."
+        )

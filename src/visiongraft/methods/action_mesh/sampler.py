@@ -85,7 +85,7 @@ def frame_noise(
 def sample_window(
     denoise: Denoise,
     noise: Float[Tensor, "batch frames tokens channels"],
-    context: Float[Tensor, "batch frames words width"],
+    context: Float[Tensor, "batch frames words dim"],
     framestep: Float[Tensor, "batch frames"],
     *,
     known: Float[Tensor, "batch frames _ _"] | None = None,

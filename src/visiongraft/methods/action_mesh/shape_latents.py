@@ -21,7 +21,7 @@ MAX_FACES = 40_000
 @torch.no_grad()
 def picture_tokens(
     encoder: Any, feature_extractor: Any, images: Float[Tensor, "batch 3 height width"]
-) -> Float[Tensor, "batch words width"]:
+) -> Float[Tensor, "batch words dim"]:
     """Tokens of pictures in [0, 1], in float32.
 
     Args:
@@ -46,7 +46,7 @@ def picture_tokens(
 def sample_shape(
     dit: Any,
     scheduler: Any,
-    context: Float[Tensor, "batch words width"],
+    context: Float[Tensor, "batch words dim"],
     *,
     num_steps: int = 50,
     guidance_scale: float | int = 7.0,

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ Callback = Callable[[int, int, int, int], None]
 @torch.no_grad()
 def generate_latents(
     denoise: Denoise,
-    context: Float[Tensor, "batch frames words width"],
+    context: Float[Tensor, "batch frames words dim"],
     known: TimeBank,
     *,
     anchor: int | None = 0,
@@ -34,6 +35,7 @@ def generate_latents(
     seed: int = 44,
     noise_correlation: float | int = 0.0,
     split_cfg_batch: bool = False,
+    force: bool = False,
     callback: Callback | None = None,
     cancel: Callable[[], bool] | None = None,
 ) -> TimeBank:
@@ -51,6 +53,7 @@ def generate_latents(
         num_steps, shift, guidance, split_cfg_batch: see :func:`visiongraft.methods.action_mesh.sampler.sample_window`.
         seed: the noise of window i is that of seed + i, drawn on the CPU, so that every device gets the same.
         noise_correlation: of the frames' noise in a window, in [0, 1].
+        force: let the denoiser run on a CPU whatever the window's size.
         callback: told after each step.
         cancel: asked before each step.
 
@@ -67,7 +70,7 @@ def generate_latents(
     batch, total = context.shape[:2]
     planned = plan_windows(0 if anchor is None else anchor, total, window, slide)
     if anchor is None:
-        warnings.warn("Without an anchor all frames are generated from noise; the released weights were not trained for that.", stacklevel=2)
+        warnings.warn("Without an anchor all frames come from noise, which the released weights were not trained for.", stacklevel=2)
     elif anchor not in known:
         raise ValueError(f"The anchor, frame {anchor}, has no latents; encode its mesh or generate it from its picture first.")
     num_tokens, channels = _latent_size(denoise, known, batch, num_tokens, channels)
@@ -80,7 +83,7 @@ def generate_latents(
         mask = torch.tensor([[float(frame in bank) for frame in frames]], device=context.device).repeat(batch, 1)
         clean = [bank[frame] if frame in bank else torch.zeros_like(noise[:, 0]) for frame in frames]
         latents = sample_window(
-            denoise,
+            partial(denoise, force=True) if force else denoise,
             noise,
             context[:, frames],
             torch.tensor([frames], dtype=torch.float32, device=context.device).repeat(batch, 1),

@@ -30,6 +30,7 @@ def deform_mesh(
     subsampling_level: int = 1,
     query_chunk: int = QUERY_CHUNK,
     targets_at_once: int = 1,
+    force: bool = False,
     callback: Callback | None = None,
     cancel: Callable[[], bool] | None = None,
 ) -> TimeBank:
@@ -50,6 +51,7 @@ def deform_mesh(
         subsampling_level: 1: one mesh a frame; 2 adds one between each two, 3 three.
         query_chunk: vertices at once.
         targets_at_once: target times in one batch; more is faster on small models and takes more memory.
+        force: let the autoencoder run on a CPU whatever the window's size.
         callback: told after each target as (targets done, targets of the window, windows before this one, windows).
         cancel: asked before each target.
 
@@ -67,7 +69,7 @@ def deform_mesh(
         raise ValueError("There are no windows; plan_windows makes them.")
     if query_chunk < 1 or targets_at_once < 1:
         raise ValueError(f"query_chunk and targets_at_once must be at least 1; got {query_chunk} and {targets_at_once}.")
-    bank = TimeBank() if known is None else known.copy()
+    bank = TimeBank() if known is None else TimeBank({time: known[time].to(vertices.device, torch.float32) for time in known.times})
     bank.add(windows[0][0], vertices.float())
     for index, frames in enumerate(windows):
         targets = [time for time in target_times([float(k) for k in frames], subsampling_level) if time not in bank]
@@ -79,7 +81,7 @@ def deform_mesh(
         for start in range(0, len(targets), targets_at_once):
             check_cancel(cancel, f"before target {start + 1} of {len(targets)} of stage II")
             some = targets[start : start + targets_at_once]
-            positions = _positions(autoencoder, codes, frames, some, source, normals, query_chunk)
+            positions = _positions(autoencoder, codes, frames, some, source, normals, query_chunk, {"force": True} if force else {})
             for time, moved in zip(some, positions, strict=True):
                 bank.add(time, moved)
             if callback is not None:
@@ -96,6 +98,7 @@ def _positions(
     source: Float[Tensor, "v 3"],
     normals: Float[Tensor, "v 3"],
     chunk: int,
+    options: dict[str, Any],
 ) -> Float[Tensor, "targets v 3"]:
     """Vertices of one source at several target times."""
     count, device = len(targets), source.device
@@ -105,17 +108,21 @@ def _positions(
         framestep.expand(count, -1),
         framestep[:1].expand(count),
         torch.tensor(targets, dtype=torch.float32, device=device),
+        **options,
     )
     points = [cloud.expand(count, -1, -1) for cloud in (source, normals)]
     return autoencoder.query(context, *points, chunk=chunk).float()
 
 
 def _warn_of_clipping(bank: TimeBank) -> None:
-    """The output's sigmoid cannot leave the box: motion out of it is clipped."""
+    """The output's sigmoid cannot leave the box: motion out of it is cut off.
+
+    Source: ActionMesh brief, pitfall 9.
+    """
     share = float((bank.stack().abs() > _NEARLY_CLIPPED).float().mean())
     if share > _MAX_CLIPPED:
         warnings.warn(
-            f"{share:.1%} of the coordinates lie at the border of the box [-1, 1], where motion is clipped; "
-            "give a smaller fit_scale (e.g. 0.8), which leaves room around the mesh.",
+            f"{share:.0%} of the coordinates are at the sides of the models' box, where motion outward is cut off; "
+            "encode the mesh smaller, e.g. with fit_scale 0.8.",
             stacklevel=3,
         )

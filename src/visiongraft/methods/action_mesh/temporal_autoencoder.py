@@ -1,5 +1,6 @@
 """Graft 2, the temporal 3D autoencoder: from the latent sets of all frames and a pair of times to where the surface goes."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from visiongraft.methods.action_mesh.attention import KeysValues, LayerNorm, Linear
-from visiongraft.methods.action_mesh.blocks import ACTION_MESH, TRIPOSG, Block, in_chunks, refuse_on_cpu, renamed, run_block
+from visiongraft.methods.action_mesh.blocks import ACTION_MESH, TRIPOSG, Block, compute_dtype, in_chunks, refuse_on_cpu, renamed, run_block
 from visiongraft.methods.action_mesh.embeddings import num_point_features, pair_features, point_features
 from visiongraft.nn.rotary import rotations
 
@@ -111,9 +112,8 @@ class TemporalAutoencoder(ModelMixin, ConfigMixin):
             raise ValueError(f"The latents have {channels} channels; this model has latent_channels={self.config.latent_channels}.")
         refuse_on_cpu(latents.device, frames, tokens, force)
         first, last = framestep.amin(dim=1), framestep.amax(dim=1)
-        alphas = [_relative(time, first, last, name) for time, name in ((source, "source"), (target, "target"))]
-        pair = pair_features(alphas[0], alphas[1], self.config.width)[:, None]
-        x, positions = self.post_quant(latents.to(self.dtype)).flatten(1, 2), framestep - first[:, None]
+        pair = pair_features(*_relative(torch.stack([source, target]), first, last), self.config.width)[:, None]
+        x, positions = self.post_quant(latents.to(compute_dtype(self))).flatten(1, 2), framestep - first[:, None]
         spread = positions.repeat_interleave(tokens, dim=1)
         if not self.config.pair_in_queries:  # one pair token a frame, after all latents, at the position of its frame
             x, spread = torch.cat([x, pair.to(x.dtype).expand(-1, frames, -1)], dim=1), torch.cat([spread, positions], dim=1)
@@ -171,25 +171,26 @@ class TemporalAutoencoder(ModelMixin, ConfigMixin):
         return (answer if self.config.prediction_mode == "direct" else points + answer).clamp(-1.0, 1.0)
 
 
-def _relative(time: Tensor, first: Tensor, last: Tensor, name: str) -> Float[Tensor, "batch"]:
-    """Where a time lies between the window's first and last, in [0, 1]."""
-    if bool((last <= first).any()):
+def _relative(times: Float[Tensor, "pair batch"], first: Float[Tensor, "batch"], last: Float[Tensor, "batch"]) -> Tensor:
+    """Where source and target lie between the window's first and last time, in [0, 1]."""
+    if not bool((last > first).all()):
         raise ValueError("Stage II needs at least two distinct timesteps in a window.")
-    if bool(((time < first) | (time > last)).any()):
+    if not bool(((times >= first) & (times <= last)).all()):
         raise ValueError(
-            f"The {name} time {time.tolist()} lies outside the window, which runs from {first.tolist()} to {last.tolist()}; "
-            "give it in units of framestep."
+            f"Source {times[0].tolist()} and target {times[1].tolist()} must lie within the window, which runs from {first.tolist()} to "
+            f"{last.tolist()}; give them in units of framestep."
         )
-    return (time - first) / (last - first)
+    return (times - first) / (last - first)
 
 
 def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _full_precision(x: Tensor) -> torch.autocast:
+def _full_precision(x: Tensor) -> AbstractContextManager:
     """Positions would be too coarse in half precision: cross-attention and head leave autocast."""
-    return torch.autocast(x.device.type if x.device.type != "meta" else "cpu", enabled=False)
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if kind != "meta" and torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def temporalize(vae: nn.Module, generator: torch.Generator | None = None, **options: Any) -> TemporalAutoencoder:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from visiongraft.methods.action_mesh.attention import LayerNorm, Linear
-from visiongraft.methods.action_mesh.blocks import ACTION_MESH, TRIPOSG, Block, refuse_on_cpu, renamed, run_block
+from visiongraft.methods.action_mesh.blocks import ACTION_MESH, TRIPOSG, Block, compute_dtype, refuse_on_cpu, renamed, run_block
 from visiongraft.methods.action_mesh.embeddings import TimestepMLP, timestep_features
 from visiongraft.methods.action_mesh.triposg_dit import check_channels
 from visiongraft.nn.rotary import rotations
@@ -109,7 +109,7 @@ class TemporalDenoiser(ModelMixin, ConfigMixin):
         check_channels(self, latents, context)
         refuse_on_cpu(latents.device, frames, tokens, force)
         times = frame_times(timestep, mask, frames)
-        dtype, half, skips = self.dtype, self.config.num_layers // 2, []
+        dtype, half, skips = compute_dtype(self), self.config.num_layers // 2, []
         time = self.time_proj(timestep_features(times.flatten(), self.config.width).to(dtype))
         x = torch.cat([time[:, None], self.proj_in(latents.to(dtype).flatten(0, 1))], dim=1)
         context, turns = context.to(dtype).flatten(0, 1), self._turns(framestep, tokens + 1)

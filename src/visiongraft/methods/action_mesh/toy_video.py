@@ -15,12 +15,13 @@ CONTEXT_TOKENS = (SIZE // PATCH) ** 2
 CONTEXT_DIM = PATCH**2 + PLACE_FEATURES
 
 
-def coverage(frames: Float[Tensor, "*batch channels height width"]) -> Float[Tensor, "*batch height width"]:
+def coverage(frames: Float[Tensor, "*batch channels height width"], gain: float = 8.0) -> Float[Tensor, "*batch height width"]:
     """How much of each pixel the object covers, in [0, 1].
 
     Args:
         frames: 1 channel: coverage itself; 3: RGB on white, where whatever is darker than white counts as the object; 4: RGBA, of
             which alpha is taken.
+        gain: of RGB: a pixel whose darkest channel is ``1 / gain`` below white is covered, a lighter one in proportion.
 
     Raises:
         ValueError: another number of channels.
@@ -30,7 +31,7 @@ def coverage(frames: Float[Tensor, "*batch channels height width"]) -> Float[Ten
         raise ValueError(f"Frames have 1 (coverage), 3 (RGB on white) or 4 (RGBA) channels; got {channels}.")
     if channels == 3:
         # the darkest channel: a saturated colour is as far from white as a grey one
-        return ((1 - frames.amin(-3)) * 4).clamp(0, 1)
+        return ((1 - frames.amin(-3)) * gain).clamp(0, 1)
     return frames[..., -1, :, :]
 
 
@@ -47,10 +48,14 @@ def toy_context(frames: Float[Tensor, "*batch channels height width"]) -> Float[
         ValueError: frames of another number of channels or of fewer pixels than 16x16.
     """
     if min(frames.shape[-2:]) < SIZE:
-        raise ValueError(f"The small models see {SIZE}x{SIZE} pixels; got frames of {frames.shape[-1]}x{frames.shape[-2]}, give larger ones.")
-    seen = coverage(frames)
+        raise ValueError(
+            f"The small models see {SIZE}x{SIZE} pixels; got frames of {frames.shape[-1]}x{frames.shape[-2]}, give larger ones."
+        )
+    # the pixels of large frames are object or not, those of small ones shares of it: middle grey on white gives its alpha back
+    small = frames.shape[-2:] == (SIZE, SIZE)
+    seen = coverage(frames, gain=2.0 if small else 8.0)
     leading = seen.shape[:-2]
-    seen = F.adaptive_avg_pool2d(seen.reshape(-1, 1, *seen.shape[-2:]), SIZE) if seen.shape[-2:] != (SIZE, SIZE) else seen
+    seen = seen if small else F.adaptive_avg_pool2d(seen.reshape(-1, 1, *seen.shape[-2:]), SIZE)
     side = SIZE // PATCH
     patches = seen.reshape(-1, side, PATCH, side, PATCH).transpose(2, 3).reshape(-1, CONTEXT_TOKENS, PATCH**2)
     places = place_features().to(patches).expand(len(patches), -1, -1)

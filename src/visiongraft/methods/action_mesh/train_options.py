@@ -1,6 +1,6 @@
 """Options of ``visiongraft action_mesh train``, and what each stage is trained with by default. Imports no torch."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -68,7 +68,7 @@ class StageSettings:
 
 _OFFICIAL = StageSettings(steps=170_000, batch_size=96, learning_rate=1e-4)
 OFFICIAL: dict[Stage, StageSettings] = {
-    "vae": replace(_OFFICIAL, ema_decay=None, query_points=8192),
+    "vae": replace(_OFFICIAL, ema_decay=None, query_points=8192, frames=1),
     "base": replace(_OFFICIAL, shift=1.0, frames=1),
     "denoiser": _OFFICIAL,
     "autoencoder": replace(_OFFICIAL, ema_decay=None),
@@ -93,7 +93,7 @@ _SMALL = StageSettings(
     l1_weight=0.0,
 )
 SMALL: dict[Stage, StageSettings] = {
-    "vae": replace(_SMALL, steps=900, batch_size=32, learning_rate=3e-3, warmup=90, query_points=96),
+    "vae": replace(_SMALL, steps=900, batch_size=32, learning_rate=3e-3, warmup=90, query_points=96, frames=1),
     "base": replace(_SMALL, steps=1200, batch_size=64, learning_rate=2e-3, warmup=120, ema_decay=0.995, frames=1),
     "denoiser": replace(_SMALL, ema_decay=0.995),
     "autoencoder": replace(_SMALL, steps=1500, batch_size=32, learning_rate=2.5e-3, warmup=150, query_points=64),
@@ -106,7 +106,8 @@ class TrainOptions:
     """Options of ``train``. What is not given is the stage's own, see ``OFFICIAL`` and ``SMALL``.
 
     Args:
-        data: folder of clips (.npz with points (T, P, 6) and frames (T, 3 or 4, H, W)); default: procedural creatures
+        data: procedural (made-up shapes), or a folder of clips: .npz files with tracked points (T, P, 6) and frames (T, 3 or 4, H, W),
+            or folders of ActionBench
         stage: vae (shape autoencoder), base (single frames to shapes), denoiser (stage I) or autoencoder (stage II), in this order
         output: folder of checkpoints and the trained module (output/<stage>); an interrupted run continues there;
             default: runs/action_mesh/<stage>
@@ -116,8 +117,12 @@ class TrainOptions:
             itself), for the others an earlier one of the kind; default: random weights, the VAE's for the autoencoder
         image_encoder: toy (16 patches of a 16x16 silhouette), or a folder or hub id of DINOv2; default: toy for small and tiny,
             facebook/dinov2-large for released
-        clips: procedural clips, where no data are given
-        held_out: clips kept from training for validation
+        kinds: of procedural shapes: creature, bend, twist, walk, cloth, blob
+        framing: of procedural pictures: the whole box (world), or the square around the clip (box)
+        random_view: random cameras for procedural shapes, as in the paper; else they are seen from the front
+        clips: procedural clips
+        draws: stretches and subsets of points drawn from each file
+        held_out: clips or files kept from training for validation
         grouped: encode the same point indices in every frame of a clip; false makes stage I unstable
         rope: rotary frame numbers in stage I
         sources: fewest and most known frames of a clip in stage I; 0 0 trains without masked generation
@@ -128,7 +133,7 @@ class TrainOptions:
         normals: stage II's query points have normals
         pair_in_queries: stage II's (source, target) pair goes to the queries instead of the tokens
         latent_noise: standard deviation of noise on stage II's latents
-        frames: of a clip
+        frames: of a clip; the vae and base stages take single ones of it
         tokens: latent tokens of a frame
         surface_points: of the cloud that is encoded
         query_points: of a sample
@@ -151,15 +156,19 @@ class TrainOptions:
     """
 
     POSITIONAL: ClassVar[tuple[str, ...]] = ("data",)
-    data: Path | None = None
+    data: str
     stage: Stage = "denoiser"
     output: Path | None = None
     size: Size = "released"
     vae: str | None = None
     init: str | None = None
     image_encoder: str | None = None
-    clips: int = 512
-    held_out: int = 4
+    kinds: list[str] = field(default_factory=lambda: ["creature"])
+    framing: Literal["world", "box"] = "world"
+    random_view: bool = False
+    clips: int = 1_000_000
+    draws: int = 64
+    held_out: int = 16
     grouped: bool = True
     rope: bool = True
     sources: tuple[int, int] | None = None
@@ -197,20 +206,33 @@ class TrainOptions:
                 f"The {self.stage} stage learns on latents and needs a trained VAE: --vae with a folder of one "
                 "(train it with --stage vae) or VAST-AI/TripoSG."
             )
-        if self.clips < 1 or self.held_out < 0:
-            raise ValueError(f"clips must be at least 1 and held_out at least 0; got {self.clips} and {self.held_out}.")
+        if min(self.clips, self.draws) < 1 or self.held_out < 0:
+            raise ValueError(
+                f"clips and draws must be at least 1 and held_out at least 0; got {self.clips}, {self.draws} and {self.held_out}."
+            )
         self._require_stage("denoiser", "rope", "sources", "mask_dropout")
         self._require_stage("autoencoder", "prediction_mode", "normals", "pair_in_queries", "latent_noise")
 
     def settings(self) -> StageSettings:
         """The stage's settings with what the options change."""
-        own = (OFFICIAL if self.size == "released" else SMALL)[self.stage]
         given: dict[str, Any] = {
             name: value for name in StageSettings.__dataclass_fields__ if (value := getattr(self, name, None)) is not None
         }
+        if self.stage in ("vae", "base"):
+            given.pop("frames", None)
         if given.get("ema_decay") == 0:
             given["ema_decay"] = None
-        return replace(own, **given)
+        return replace(self._own(self.stage), **given)
+
+    @property
+    def clip_frames(self) -> int:
+        """Frames of a procedural clip."""
+        return self.frames if self.frames is not None else self._own("denoiser").frames
+
+    def _own(self, stage: Stage) -> StageSettings:
+        """A stage's settings at the size."""
+        own = (OFFICIAL if self.size == "released" else SMALL)[stage]
+        return replace(own, tokens=8, frames=min(own.frames, 4)) if self.size == "tiny" else own
 
     def _require_stage(self, stage: Stage, *names: str) -> None:
         """Refuses options that would have no effect."""

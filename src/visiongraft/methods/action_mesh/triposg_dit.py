@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from visiongraft.methods.action_mesh.attention import LayerNorm, Linear
-from visiongraft.methods.action_mesh.blocks import TRIPOSG, Block, run_block
+from visiongraft.methods.action_mesh.blocks import TRIPOSG, Block, compute_dtype, run_block
 from visiongraft.methods.action_mesh.embeddings import TimestepMLP, timestep_features
 
 
@@ -80,7 +80,7 @@ class TripoSGDiT(ModelMixin, ConfigMixin):
             ValueError: latents or context of other channels than the configuration's.
         """
         check_channels(self, latents, context)
-        dtype = self.dtype
+        dtype = compute_dtype(self)
         time = self.time_proj(timestep_features(timestep, self.config.width).to(dtype))
         x = torch.cat([time[:, None], self.proj_in(latents.to(dtype))], dim=1)
         context, half, skips = context.to(dtype), self.config.num_layers // 2, []

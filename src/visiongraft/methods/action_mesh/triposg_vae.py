@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from visiongraft.geometry.point_sets import farthest_points
 from visiongraft.methods.action_mesh.attention import KeysValues, LayerNorm, Linear
-from visiongraft.methods.action_mesh.blocks import TRIPOSG, Block, in_chunks, run_block
+from visiongraft.methods.action_mesh.blocks import TRIPOSG, Block, compute_dtype, in_chunks, run_block
 from visiongraft.methods.action_mesh.embeddings import num_point_features, point_features
 
 CANDIDATES = 4
@@ -167,7 +167,7 @@ class TripoSGVAE(ModelMixin, ConfigMixin):
         """
         if latents.shape[-1] != self.config.latent_channels:
             raise ValueError(f"The latents have {latents.shape[-1]} channels; this VAE has latent_channels={self.config.latent_channels}.")
-        return self.decoder.context(self.post_quant(latents.to(self.dtype)))
+        return self.decoder.context(self.post_quant(latents.to(compute_dtype(self))))
 
     def query(self, context: KeysValues, points: Float[Tensor, "batch points 3"], chunk: int = 50_000) -> Float[Tensor, "batch points"]:
         """Logits, positive inside: ``2 sigmoid(logit) - 1`` is the truncated signed distance with its sign turned.
@@ -186,7 +186,7 @@ class TripoSGVAE(ModelMixin, ConfigMixin):
         return self.query(self.decode_context(self.encode(surface, **options).mode()), points)
 
     def _embed(self, points: Tensor) -> Tensor:
-        return point_features(points, self.config.embed_frequency, self.config.embed_include_pi).to(self.dtype)
+        return point_features(points, self.config.embed_frequency, self.config.embed_include_pi).to(compute_dtype(self))
 
 
 def choose_points(

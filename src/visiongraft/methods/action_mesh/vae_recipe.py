@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from visiongraft.methods.action_mesh.grouped_sampling import grouped_indices
-from visiongraft.methods.action_mesh.losses import gaussian_kl, sdf_losses, truncated_sdf
+from visiongraft.methods.action_mesh.losses import gaussian_kl, sdf_losses
 from visiongraft.methods.action_mesh.recipe_parts import fixed_generator, held_out_batch, optimizer_of
 from visiongraft.methods.action_mesh.train_options import OFFICIAL, StageSettings
 from visiongraft.training import Recipe
@@ -46,8 +46,8 @@ class VAERecipe(Recipe):
 
     Args:
         vae: trained.
-        samples: map-style data set of dicts: ``surface`` (P, 6) points with unit normals, ``queries`` (Q, 3), ``sdf`` (Q) at them,
-            positive outside.
+        samples: map-style data set of dicts: ``points`` (T, P, 6) with unit normals, ``queries`` (T, Q, 3), ``sdf`` (T, Q) at them,
+            positive outside; every frame is a sample of its own, so that items of one frame are best.
         settings: of the stage; see :class:`visiongraft.methods.action_mesh.train_options.StageSettings`.
         held_out: samples that are not trained on, for validation.
 
@@ -67,9 +67,10 @@ class VAERecipe(Recipe):
         self, modules: dict[str, nn.Module], batch: dict[str, Tensor], generator: torch.Generator, optimizer: str
     ) -> dict[str, Tensor]:
         """``sdf_l1`` and ``sdf_l2`` (where they have a weight) and ``kl``."""
-        indices = grouped_indices(batch["surface"][:, None], self.settings.tokens, generator)
-        logits, mean, logvar = modules["vae"](batch["surface"], indices, batch["queries"], generator)
-        absolute, squared = sdf_losses(logits, batch["sdf"], self.settings.truncation)
+        surface, queries, sdf = (batch[name].flatten(0, 1) for name in ("points", "queries", "sdf"))
+        indices = grouped_indices(surface[:, None], self.settings.tokens, generator)
+        logits, mean, logvar = modules["vae"](surface, indices, queries, generator)
+        absolute, squared = sdf_losses(logits, sdf, self.settings.truncation)
         weighted = {
             "sdf_l1": (self.settings.l1_weight, absolute),
             "sdf_l2": (self.settings.l2_weight, squared),
@@ -84,8 +85,8 @@ class VAERecipe(Recipe):
             return {}
         module = modules["vae"].eval()
         batch = held_out_batch(self.held_out, module)
-        indices = grouped_indices(batch["surface"][:, None], self.settings.tokens, fixed_generator(module))
-        logits, _, _ = module(batch["surface"], indices, batch["queries"])
-        right = (logits > 0) == (truncated_sdf(batch["sdf"], self.settings.truncation) > 0)
-        squared = sdf_losses(logits, batch["sdf"], self.settings.truncation)[1]
+        surface, queries, sdf = (batch[name].flatten(0, 1) for name in ("points", "queries", "sdf"))
+        indices = grouped_indices(surface[:, None], self.settings.tokens, fixed_generator(module))
+        logits, _, _ = module(surface, indices, queries)
+        right, squared = (logits > 0) == (sdf < 0), sdf_losses(logits, sdf, self.settings.truncation)[1]
         return {"sdf_l2": float(squared), "occupancy": float(right.float().mean())}
