@@ -39,7 +39,9 @@ def test_a_ball_has_its_radius_its_centre_and_outward_faces(resolution, levels):
     assert every_edge_has_two_faces(faces) and euler_number(faces) == 2
 
 
-@pytest.mark.parametrize("field", [ball(), rod, lambda p: torch.tanh(9 * (0.25 - torch.hypot(torch.hypot(p[:, 0], p[:, 1]) - 0.6, p[:, 2])))])
+@pytest.mark.parametrize(
+    "field", [ball(), rod, lambda p: torch.tanh(9 * (0.25 - torch.hypot(torch.hypot(p[:, 0], p[:, 1]) - 0.6, p[:, 2])))]
+)
 def test_coarse_to_fine_gives_the_mesh_of_the_dense_grid(field):
     sparse, dense = extract_isosurface(field, 128), extract_isosurface(field, 128, levels=0)
     assert dense.evaluations == 129**3

@@ -89,7 +89,12 @@ def _meshes(gltf, arrays):
                 found.append(f"mesh {m}: normals are not unit")
             indices = arrays[primitive["indices"]]
             kind = gltf["accessors"][primitive["indices"]]["componentType"]
-            if len(indices) % 3 or indices.max() >= len(places) or indices.max() == 2 ** (8 * SIZES[kind]) - 1 or kind not in (5121, 5123, 5125):
+            if (
+                len(indices) % 3
+                or indices.max() >= len(places)
+                or indices.max() == 2 ** (8 * SIZES[kind]) - 1
+                or kind not in (5121, 5123, 5125)
+            ):
                 found.append(f"mesh {m}: bad indices")
             if any(name in target and name not in attributes for target in targets for name in target):
                 found.append(f"mesh {m}: a target moves what the mesh does not have")

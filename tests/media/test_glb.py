@@ -345,4 +345,6 @@ def test_numbers_that_are_not_finite_are_not_written(tmp_path):
     with pytest.raises(ValueError):
         write_glb(tmp_path / "a.glb", {"asset": {"version": "2.0"}, "extras": float("nan")}, b"")
     assert not list(tmp_path.iterdir())
-    assert json.loads(json.dumps(read_glb(write_glb(tmp_path / "b.glb", {"asset": {"version": "2.0"}}, b"")).gltf)) == {"asset": {"version": "2.0"}}
+    assert json.loads(json.dumps(read_glb(write_glb(tmp_path / "b.glb", {"asset": {"version": "2.0"}}, b"")).gltf)) == {
+        "asset": {"version": "2.0"}
+    }

@@ -182,7 +182,8 @@ def _proper(faces: Int[Tensor, "f 3"]) -> Int[Tensor, "g 3"]:
 def _decimated(mesh: Mesh, max_faces: int) -> Mesh:
     import fast_simplification
 
-    vertices, faces = fast_simplification.simplify(mesh.vertices.numpy(), mesh.faces.numpy().astype(np.int32), target_count=max_faces)
+    simplified = fast_simplification.simplify(mesh.vertices.numpy(), mesh.faces.numpy().astype(np.int32), target_count=max_faces)
+    vertices, faces = simplified[:2]
     return _tidy(torch.from_numpy(np.asarray(vertices, np.float32)), torch.from_numpy(np.asarray(faces, np.int64)))
 
 

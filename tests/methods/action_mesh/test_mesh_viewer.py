@@ -1,5 +1,6 @@
 import base64
 import importlib.util
+import io
 import json
 import re
 from html import unescape
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from PIL import Image
 
 from visiongraft.methods.action_mesh.viewer import viewer_snippet, write_viewer
 
@@ -24,7 +26,6 @@ def _browser_pipe():
 
 PIPE = _browser_pipe()
 needs_chromium = pytest.mark.skipif(PIPE.CHROMIUM is None, reason="Chromium is not installed")
-WHITE = np.array([255, 255, 255])
 
 
 def ball(radius=0.5, center=(0.0, 0.0, 0.0), subdivisions=3):
@@ -70,11 +71,7 @@ class Viewer:
         """The canvas over white: height x width x 3."""
         self.settle()
         url = self.run('part("view").toDataURL("image/png")')
-        from io import BytesIO
-
-        from PIL import Image
-
-        picture = Image.open(BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGBA")
+        picture = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGBA")
         page = Image.new("RGBA", picture.size, "white")
         page.alpha_composite(picture)
         return np.asarray(page.convert("RGB")).astype(int)
@@ -163,7 +160,7 @@ def test_the_mesh_follows_the_pointer_and_the_colours_can_be_taken_off(browser, 
     browser.open(moving_ball(tmp_path), 640, 640)
     viewer = Viewer(browser)
     before = viewer.center()
-    browser.drag(viewer.middle, (60, 0))  # the ball is on the left: turning it rightward brings it to the front and the middle
+    browser.drag(viewer.middle, (150, 0))  # the ball is on the left: turning it rightward brings it to the front and the middle
     after = viewer.center()
     assert after[0] > before[0] + 10
     viewer.run('part("tint").click()')
@@ -235,6 +232,9 @@ def test_the_page_is_one_file_that_loads_nothing_and_escapes_texts(tmp_path):
     assert hostile not in text and not re.search(r"""(src|href)=["'](?!data:)""", text) and "url(" not in text and "http" not in text
 
 
+LISTS = {"vertices": [ball(subdivisions=0)[0]], "faces": [ball(subdivisions=0)[1]]}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -246,7 +246,7 @@ def test_the_page_is_one_file_that_loads_nothing_and_escapes_texts(tmp_path):
         ({"fps": 0}, "fps must be positive; got 0"),
         ({"pitch_deg": 91}, r"pitch_deg in \[-90, 90\]"),
         ({"frame": 2}, "has frames 0 to 1; got frame 2"),
-        ({"colors": torch.zeros(3, 3)}, r"RGB in \[0, 1\] for each of 12 vertices; got shape \(3, 3\)"),
+        ({**LISTS, "colors": torch.zeros(3, 3)}, r"RGB in \[0, 1\] for each of 12 vertices; got shape \(3, 3\)"),
         ({"colors": torch.full((12, 3), 2.0)}, r"RGB in \[0, 1\]"),
     ],
 )

@@ -1,7 +1,8 @@
 """The transformer block that all four models are made of, under TripoSG's names or ActionMesh's."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass
+from functools import wraps
 from typing import Any
 
 import torch
@@ -150,6 +151,19 @@ def run_block(model: Any, block: nn.Module, *arguments: Any) -> Tensor:
     if model.gradient_checkpointing and torch.is_grad_enabled():
         return model._gradient_checkpointing_func(block, *arguments)
     return block(*arguments)
+
+
+def offloadable(method: Callable[..., Any]) -> Callable[..., Any]:
+    """For entrances other than ``forward``: they, too, bring a model that Diffusers keeps elsewhere to its device."""
+
+    @wraps(method)
+    def entrance(self: Any, *arguments: Any, **options: Any) -> Any:
+        hook = getattr(self, "_hf_hook", None)
+        if hasattr(hook, "pre_forward"):
+            hook.pre_forward(self)
+        return method(self, *arguments, **options)
+
+    return entrance
 
 
 def in_chunks(function: Any, chunk: int, *arguments: Float[Tensor, "batch points _"] | None) -> Tensor:

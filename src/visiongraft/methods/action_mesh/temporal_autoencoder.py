@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from visiongraft.methods.action_mesh.attention import KeysValues, LayerNorm, Linear
-from visiongraft.methods.action_mesh.blocks import ACTION_MESH, TRIPOSG, Block, compute_dtype, in_chunks, refuse_on_cpu, renamed, run_block
+from visiongraft.methods.action_mesh.blocks import ACTION_MESH, TRIPOSG, Block, compute_dtype, in_chunks, offloadable, refuse_on_cpu, renamed, run_block
 from visiongraft.methods.action_mesh.embeddings import num_point_features, pair_features, point_features
 from visiongraft.nn.rotary import rotations
 
@@ -88,6 +88,7 @@ class TemporalAutoencoder(ModelMixin, ConfigMixin):
         if rope:
             rotations(torch.zeros(1, 1), width // num_attention_heads)
 
+    @offloadable
     def decode_context(
         self,
         latents: Float[Tensor, "batch frames tokens channels"],
@@ -124,6 +125,7 @@ class TemporalAutoencoder(ModelMixin, ConfigMixin):
             tokens_seen = self.blocks[-1].keys_values(_wide(x))  # pyright: ignore[reportCallIssue]
         return MotionContext(tokens_seen, pair if self.config.pair_in_queries else None)
 
+    @offloadable
     def query(
         self,
         context: MotionContext,

@@ -139,7 +139,7 @@ def image_tokens(options: TrainOptions) -> ImageTokens:
 
 def _denoising(options: TrainOptions, settings: StageSettings, encoders: FrozenEncoders, samples: Dataset) -> nn.Module:
     """The base or the denoiser with its first weights: of a base (inflated), of an earlier one, or random."""
-    trained = {"temporal_context_size": settings.frames, "num_tokens_nominal": settings.tokens}
+    trained: dict[str, Any] = {"temporal_context_size": settings.frames, "num_tokens_nominal": settings.tokens}
     if options.init is not None:
         module = load_part(options.init, "dit") if options.stage == "base" else load_part(options.init, "denoiser", "dit")
         if options.stage == "base":

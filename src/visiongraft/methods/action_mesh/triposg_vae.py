@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from visiongraft.geometry.point_sets import farthest_points
 from visiongraft.methods.action_mesh.attention import KeysValues, LayerNorm, Linear
-from visiongraft.methods.action_mesh.blocks import TRIPOSG, Block, compute_dtype, in_chunks, run_block
+from visiongraft.methods.action_mesh.blocks import TRIPOSG, Block, compute_dtype, in_chunks, offloadable, run_block
 from visiongraft.methods.action_mesh.embeddings import num_point_features, point_features
 
 CANDIDATES = 4
@@ -131,6 +131,7 @@ class TripoSGVAE(ModelMixin, ConfigMixin):
         self.post_quant = Linear(latent_channels, width_decoder)
         self.decoder = FieldDecoder(features, width_decoder, num_attention_heads, num_layers_decoder)
 
+    @offloadable
     def encode(
         self,
         surface: Float[Tensor, "batch points 6"],
@@ -159,6 +160,7 @@ class TripoSGVAE(ModelMixin, ConfigMixin):
         mean, logvar = self.quant(self.encoder(features, indices)).chunk(2, dim=-1)
         return Posterior(mean, logvar.clamp(-30.0, 20.0), indices)
 
+    @offloadable
     def decode_context(self, latents: Float[Tensor, "batch tokens channels"]) -> KeysValues:
         """What :meth:`query` needs of latent sets; computed once for all queries.
 

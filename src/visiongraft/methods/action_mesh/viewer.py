@@ -130,7 +130,9 @@ def _content(
     ]
     size = sum(block.nbytes for block in blocks)
     if size > MAX_EMBEDDED_BYTES:
-        raise ValueError(f"The animation has {size:,} bytes, more than the {MAX_EMBEDDED_BYTES:,} of a page; decimate it or take fewer frames.")
+        raise ValueError(
+            f"The animation has {size:,} bytes, more than the {MAX_EMBEDDED_BYTES:,} of a page; decimate it or take fewer frames."
+        )
     layout = {
         "vertices": [len(part) for part in frames],
         "faces": [len(part) for part in indices],
@@ -156,7 +158,9 @@ def _content(
 
 def _check(frames: list[Tensor], indices: list[Tensor], one_topology: bool) -> None:
     if not frames or (not one_topology and len(indices) != len(frames)):
-        raise ValueError(f"A viewer needs at least one frame, and faces for all or for each; got {len(frames)} frames, {len(indices)} faces.")
+        raise ValueError(
+            f"A viewer needs at least one frame, and faces for all or for each; got {len(frames)} frames, {len(indices)} faces."
+        )
     for number, part in enumerate(frames):
         index = indices[0 if one_topology else number]
         if not (len(part) and len(index)) or not bool(part.isfinite().all()):
