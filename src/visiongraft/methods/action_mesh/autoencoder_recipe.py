@@ -58,12 +58,14 @@ class AutoencoderRecipe(Recipe):
 
     @torch.no_grad()
     def validate(self, modules: dict[str, nn.Module]) -> dict[str, float]:
-        """On held-out clips and fixed pairs: ``rmse`` of coordinates, and ``rmse_still``, that of saying that nothing moves."""
+        """On held-out clips and fixed pairs: ``rmse``, the root of the mean squared distance, and ``rmse_still`` if nothing moved."""
         if self.held_out is None:
             return {}
         module = modules["autoencoder"].eval()
         predicted, wanted, start = self._predict(module, held_out_batch(self.held_out, module), fixed_generator(module))
-        return {name: float(tracked_point_loss(values, wanted).sqrt()) for name, values in (("rmse", predicted), ("rmse_still", start))}
+        return {
+            name: float((3 * tracked_point_loss(values, wanted)).sqrt()) for name, values in (("rmse", predicted), ("rmse_still", start))
+        }
 
     def _predict(self, module: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """(predicted, true, source) positions of randomly chosen points."""

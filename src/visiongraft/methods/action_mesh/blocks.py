@@ -90,7 +90,7 @@ class Block(nn.Module):
         qk_norm: bool = False,
         norm_context: bool = False,
         skip: bool = False,
-        mlp_ratio: float = 4.0,
+        mlp_ratio: float | int = 4.0,
     ) -> None:
         super().__init__()
         self.names, self.has_self, self.has_cross, self.has_skip = names, self_attention, context_dim is not None, skip

@@ -112,7 +112,7 @@ def velocity_loss(
 def tracked_point_loss(predicted: Float[Tensor, "batch points 3"], target: Float[Tensor, "batch points 3"]) -> Float[Tensor, ""]:
     """Mean squared difference of coordinates between where points are said to go and where they go, in float32.
 
-    It is a third of the mean squared distance; its root is the RMSE that the brief's section 9 states.
+    It is a third of the mean squared distance.
 
     Source: ActionMesh brief, 2.6.
     """

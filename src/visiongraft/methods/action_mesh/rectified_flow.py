@@ -37,7 +37,7 @@ class RectifiedFlowScheduler(SchedulerMixin, ConfigMixin):
     order = 1
 
     @register_to_config
-    def __init__(self, num_train_timesteps: int = 1000, shift: float = 1.0, use_dynamic_shifting: bool = False) -> None:
+    def __init__(self, num_train_timesteps: int = 1000, shift: float | int = 1.0, use_dynamic_shifting: bool = False) -> None:
         if use_dynamic_shifting:
             raise ValueError("This scheduler has a fixed shift, as TripoSG's released configuration; set use_dynamic_shifting to false.")
         if not shift > 0:

@@ -48,7 +48,7 @@ class TemporalDenoiser(ModelMixin, ConfigMixin):
         num_layers: int = 21,
         num_attention_heads: int = 16,
         width: int = 2048,
-        mlp_ratio: float = 4.0,
+        mlp_ratio: float | int = 4.0,
         cross_attention_dim: int = 1024,
         inflated_layers: Sequence[int] | None = None,
         clear_autocast: bool = False,

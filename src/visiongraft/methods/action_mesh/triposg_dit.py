@@ -42,7 +42,7 @@ class TripoSGDiT(ModelMixin, ConfigMixin):
         num_attention_heads: int = 16,
         width: int = 2048,
         cross_attention_dim: int = 1024,
-        mlp_ratio: float = 4.0,
+        mlp_ratio: float | int = 4.0,
     ) -> None:
         super().__init__()
         self.gradient_checkpointing = False

@@ -171,6 +171,7 @@ class TripoSGVAE(ModelMixin, ConfigMixin):
             raise ValueError(f"The latents have {latents.shape[-1]} channels; this VAE has latent_channels={self.config.latent_channels}.")
         return self.decoder.context(self.post_quant(latents.to(compute_dtype(self))))
 
+    @offloadable
     def query(self, context: KeysValues, points: Float[Tensor, "batch points 3"], chunk: int = 50_000) -> Float[Tensor, "batch points"]:
         """Logits, positive inside: ``2 sigmoid(logit) - 1`` is the truncated signed distance with its sign turned.
 
