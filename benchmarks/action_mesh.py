@@ -245,8 +245,8 @@ def real(repeats: int) -> None:
                     seconds, peak = _on_gpu(lambda: denoiser(*given), repeats)
                 step = seconds * 2 / branches
                 print(
-                    f"stage I, weights in {label}, {branches} guidance branch(es) at once: {step:.3f} s a step, {30 * step:.1f} s for 30 steps, "
-                    f"{15 * step:.1f} s for 15; peak {peak:.1f} GiB",
+                    f"stage I, weights in {label}, {branches} guidance branch(es) at once: {step:.3f} s a step, "
+                    f"{30 * step:.1f} s for 30 steps, {15 * step:.1f} s for 15; peak {peak:.1f} GiB",
                     flush=True,
                 )
             del denoiser

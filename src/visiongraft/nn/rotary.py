@@ -39,5 +39,7 @@ def rotate_pairs(
     Source: ActionMesh brief, 2.4.
     """
     turns = turns.reshape(*turns.shape[:2], *[1] * (x.ndim - 3), turns.shape[2])
-    pairs = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2))
-    return torch.view_as_real(torch.view_as_complex(pairs) * turns).flatten(-2).to(x.dtype)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    pairs = (x if x.dtype is wide else x.to(wide)).unflatten(-1, (-1, 2))
+    turned = torch.view_as_real(torch.view_as_complex(pairs) * turns).flatten(-2)
+    return turned if x.dtype is wide else turned.to(x.dtype)

@@ -182,13 +182,13 @@ def test_tensors_of_another_component_are_recognised(asked, given):
 def test_tensors_that_do_not_fit_are_named():
     state = create("autoencoder", "tiny").state_dict()
     config = SIZES["tiny"]["autoencoder"]
-    with pytest.raises(ValueError, match="missing norm_out.bias"):
+    with pytest.raises(ValueError, match=r"missing norm_out.bias"):
         build("autoencoder", config, {key: value for key, value in state.items() if key != "norm_out.bias"})
-    with pytest.raises(ValueError, match="unexpected head.weight"):
+    with pytest.raises(ValueError, match=r"unexpected head.weight"):
         build("autoencoder", config, state | {"head.weight": torch.zeros(1)})
     with pytest.raises(ValueError, match=r"proj_out.weight has shape \(1, 32\) instead of \(3, 32\)"):
         build("autoencoder", config, state | {"proj_out.weight": torch.zeros(1, 32)})
-    with pytest.raises(ValueError, match="and [0-9]+ more"):
+    with pytest.raises(ValueError, match=r"and [0-9]+ more"):
         build("autoencoder", config | {"width": 64}, state)
     with pytest.raises(ValueError, match="component must be one of denoiser, autoencoder, triposg_dit, triposg_vae; got 'vae'"):
         build("vae", config, state)
@@ -241,7 +241,7 @@ def test_sharded_weights(tmp_path):
     loaded = load(tmp_path)
     assert all(torch.equal(value, loaded["denoiser"].state_dict()[key]) for key, value in models["denoiser"].state_dict().items())
     (tmp_path / "denoiser" / "model-00002-of-00003.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="lacks denoiser/model-00002-of-00003.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"lacks denoiser/model-00002-of-00003.safetensors"):
         load(tmp_path)
 
 
@@ -256,7 +256,7 @@ def test_incomplete_folders_list_what_is_missing(action_mesh, tmp_path):
         load(folder)
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(FileNotFoundError, match="neither ActionMesh's repository .* nor TripoSG's"):
+    with pytest.raises(FileNotFoundError, match=r"neither ActionMesh's repository .* nor TripoSG's"):
         load(empty)
     with pytest.raises(FileNotFoundError, match="There is no /no/such; give a folder, or a hub id"):
         load("/no/such")

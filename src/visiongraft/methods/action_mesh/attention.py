@@ -27,7 +27,7 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         parts = self._parameters
-        return F.linear(input, _as(parts["weight"], input.dtype), _as(parts["bias"], input.dtype))
+        return F.linear(input, cast(parts["weight"], input.dtype), cast(parts["bias"], input.dtype))
 
 
 class LayerNorm(nn.LayerNorm):
@@ -39,7 +39,7 @@ class LayerNorm(nn.LayerNorm):
     def forward(self, input: Tensor) -> Tensor:
         weight, bias = self._parameters["weight"], self._parameters["bias"]
         wide = torch.promote_types(input.dtype, weight.dtype)  # the kernel itself accumulates half precision in float32
-        return _as(F.layer_norm(_as(input, wide), self.normalized_shape, _as(weight, wide), _as(bias, wide), self.eps), input.dtype)
+        return cast(F.layer_norm(cast(input, wide), self.normalized_shape, cast(weight, wide), cast(bias, wide), self.eps), input.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -131,16 +131,21 @@ def _head_dim(width: int, num_heads: int) -> int:
     return width // num_heads
 
 
-def _as(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+def cast(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """``x.to(dtype)`` without the call where there is nothing to do; small models are bound by calls."""
     return x if x is None or x.dtype is dtype else x.to(dtype)
+
+
+def widened(x: Tensor) -> Tensor:
+    """In float32 at least."""
+    return cast(x, torch.promote_types(x.dtype, torch.float32))
 
 
 def _rms_norm(x: Tensor, weight: Tensor) -> Tensor:
     """RMS norm of the last axis; the weight may have an axis more, for the last but one."""
     wide = torch.promote_types(x.dtype, weight.dtype)
-    normed = F.rms_norm(_as(x, wide), weight.shape[-1:], eps=1e-6)
-    return _as(normed * _as(weight, wide), x.dtype)
+    normed = F.rms_norm(cast(x, wide), weight.shape[-1:], eps=1e-6)
+    return cast(normed * cast(weight, wide), x.dtype)
 
 
 def _normed(x: Tensor, norm: nn.Module | None) -> Tensor:
@@ -160,7 +165,7 @@ def _joined(x: Tensor, *layers: nn.Module) -> Tensor:
     Layers that something took hold of (LoRA, quantisation, offloading hooks) are called as they are, since their weights do not tell all.
     """
     if not any(map(_taken_hold_of, layers)):
-        return F.linear(x, _as(torch.cat([layer._parameters["weight"] for layer in layers]), x.dtype))
+        return F.linear(x, cast(torch.cat([layer._parameters["weight"] for layer in layers]), x.dtype))
     return torch.cat([layer(x) for layer in layers], dim=-1)
 
 
@@ -172,5 +177,5 @@ def _taken_hold_of(layer: nn.Module) -> bool:
 
 def _attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Softmax attention of (batch, tokens, heads, head_dim), heads merged; the scores are never stored where a fused kernel exists."""
-    queries, keys = _as(queries, values.dtype), _as(keys, values.dtype)
+    queries, keys = cast(queries, values.dtype), cast(keys, values.dtype)
     return F.scaled_dot_product_attention(queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)).transpose(1, 2).flatten(2)

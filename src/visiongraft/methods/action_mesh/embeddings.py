@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from visiongraft.methods.action_mesh.attention import Linear
+from visiongraft.methods.action_mesh.attention import Linear, widened
 
 
 def timestep_features(timesteps: Float[Tensor, "batch"], width: int) -> Float[Tensor, "batch width"]:
@@ -34,16 +34,16 @@ def pair_features(source: Float[Tensor, "batch"], target: Float[Tensor, "batch"]
     """
     if width % 4:
         raise ValueError(f"The time-pair token needs a width that is a multiple of 4; got {width}.")
-    halves = [_angles(alpha, width // 2) for alpha in (source, target)]
-    return torch.cat([wave for angles in halves for wave in (angles.cos(), angles.sin())], dim=-1)
+    angles = _angles(torch.stack([source, target], dim=1), width // 2)
+    return torch.stack([angles.cos(), angles.sin()], dim=2).flatten(1)  # (batch, 2 times, 2 waves, frequencies)
 
 
-def _angles(times: Float[Tensor, "batch"], width: int) -> Float[Tensor, "batch half"]:
+def _angles(times: Float[Tensor, "*batch"], width: int) -> Float[Tensor, "*batch half"]:
     if width % 2:
         raise ValueError(f"A sinusoidal embedding needs an even width; got {width}.")
-    times = times.to(torch.promote_types(times.dtype, torch.float32))
+    times = widened(times)
     exponents = torch.arange(width // 2, dtype=times.dtype, device=times.device) / (width // 2)
-    return times[:, None] * 10_000.0**-exponents
+    return times[..., None] * 10_000.0**-exponents
 
 
 def point_features(points: Float[Tensor, "*batch 3"], num_frequencies: int, include_pi: bool = False) -> Float[Tensor, "*batch channels"]:
@@ -58,7 +58,7 @@ def point_features(points: Float[Tensor, "*batch 3"], num_frequencies: int, incl
 
     Source: ActionMesh brief, 2.1.
     """
-    points = points.to(torch.promote_types(points.dtype, torch.float32))
+    points = widened(points)
     frequencies = 2.0 ** torch.arange(num_frequencies, dtype=points.dtype, device=points.device)
     angles = (points[..., None] * (frequencies * math.pi if include_pi else frequencies)).flatten(-2)
     return torch.cat([points, angles.sin(), angles.cos()], dim=-1)

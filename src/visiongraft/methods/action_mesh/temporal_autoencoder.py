@@ -10,8 +10,18 @@ from diffusers.configuration_utils import register_to_config
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from visiongraft.methods.action_mesh.attention import KeysValues, LayerNorm, Linear
-from visiongraft.methods.action_mesh.blocks import ACTION_MESH, TRIPOSG, Block, compute_dtype, in_chunks, offloadable, refuse_on_cpu, renamed, run_block
+from visiongraft.methods.action_mesh.attention import KeysValues, LayerNorm, Linear, cast, widened
+from visiongraft.methods.action_mesh.blocks import (
+    ACTION_MESH,
+    TRIPOSG,
+    Block,
+    compute_dtype,
+    in_chunks,
+    offloadable,
+    refuse_on_cpu,
+    renamed,
+    run_block,
+)
 from visiongraft.methods.action_mesh.embeddings import num_point_features, pair_features, point_features
 from visiongraft.nn.rotary import rotations
 
@@ -114,15 +124,15 @@ class TemporalAutoencoder(ModelMixin, ConfigMixin):
         refuse_on_cpu(latents.device, frames, tokens, force)
         first, last = framestep.amin(dim=1), framestep.amax(dim=1)
         pair = pair_features(*_relative(torch.stack([source, target]), first, last), self.config.width)[:, None]
-        x, positions = self.post_quant(latents.to(compute_dtype(self))).flatten(1, 2), framestep - first[:, None]
+        x, positions = self.post_quant(cast(latents, compute_dtype(self))).flatten(1, 2), framestep - first[:, None]
         spread = positions.repeat_interleave(tokens, dim=1)
         if not self.config.pair_in_queries:  # one pair token a frame, after all latents, at the position of its frame
-            x, spread = torch.cat([x, pair.to(x.dtype).expand(-1, frames, -1)], dim=1), torch.cat([spread, positions], dim=1)
+            x, spread = torch.cat([x, cast(pair, x.dtype).expand(-1, frames, -1)], dim=1), torch.cat([spread, positions], dim=1)
         turns = rotations(spread, self.config.width // self.config.num_attention_heads) if self.config.rope else None
         for block in self.blocks[:-1]:
             x = run_block(self, block, x, None, None, turns)
         with _full_precision(x):
-            tokens_seen = self.blocks[-1].keys_values(_wide(x))  # pyright: ignore[reportCallIssue]
+            tokens_seen = self.blocks[-1].keys_values(widened(x))  # pyright: ignore[reportCallIssue]
         return MotionContext(tokens_seen, pair if self.config.pair_in_queries else None)
 
     @offloadable
@@ -163,12 +173,12 @@ class TemporalAutoencoder(ModelMixin, ConfigMixin):
         return self.query(self.decode_context(latents, framestep, source, target), points, normals)
 
     def _positions(self, context: MotionContext, points: Tensor, normals: Tensor | None) -> Tensor:
-        points = _wide(points)
+        points = widened(points)
         features = point_features(points, self.config.embed_frequency, self.config.embed_include_pi)
-        features = features if normals is None else torch.cat([features, normals.to(features.dtype)], dim=-1)
+        features = features if normals is None else torch.cat([features, cast(normals, features.dtype)], dim=-1)
         x = self.proj_query(features)
-        x = x if context.pair is None else x + context.pair.to(x.dtype)
-        x = run_block(self, self.blocks[-1], x, KeysValues(*(value.to(x.dtype) for value in context.tokens)))
+        x = x if context.pair is None else x + cast(context.pair, x.dtype)
+        x = run_block(self, self.blocks[-1], x, KeysValues(*(cast(value, x.dtype) for value in context.tokens)))
         answer = 2 * torch.sigmoid(-self.proj_out(self.norm_out(x))) - 1
         return (answer if self.config.prediction_mode == "direct" else points + answer).clamp(-1.0, 1.0)
 
@@ -183,10 +193,6 @@ def _relative(times: Float[Tensor, "pair batch"], first: Float[Tensor, "batch"],
             f"{last.tolist()}; give them in units of framestep."
         )
     return (times - first) / (last - first)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _full_precision(x: Tensor) -> AbstractContextManager:
