@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from visiongraft.geometry.meshes import (
     bounding_box,
+    face_areas,
     face_normals,
     fit_to_box,
     points_on_faces,
@@ -19,6 +20,19 @@ BOX = torch.tensor([[x, y, z] for x in (-1.0, 1.0) for y in (-1.0, 1.0) for z in
 BOX_FACES = torch.tensor(
     [[0, 1, 3], [0, 3, 2], [4, 6, 7], [4, 7, 5], [0, 4, 5], [0, 5, 1], [2, 3, 7], [2, 7, 6], [0, 2, 6], [0, 6, 4], [1, 5, 7], [1, 7, 3]]
 )
+
+
+NUM = 60_000
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def near(found, expected, num=NUM):
+    """Whether a share of samples is what it should be, within five standard deviations."""
+    found, expected = float(found.double().mean()), float(expected)
+    return abs(found - expected) < 5 * math.sqrt(max(expected * (1 - expected), 1e-9) / num) + 1e-9
 
 
 def ball(steps=24, dtype=torch.float64):
@@ -104,9 +118,8 @@ def test_fit_centres_scales_the_longest_side_and_undoes_itself():
 
 
 def test_samples_lie_on_their_faces_uniformly_and_follow_the_animation():
-    generator = torch.Generator().manual_seed(1)
     stretched = BOX * torch.tensor([1.0, 1.0, 4.0])
-    points, face, barycentrics, normals = surface_samples(stretched, BOX_FACES, 20_000, generator)
+    points, face, barycentrics, normals = surface_samples(stretched, BOX_FACES, 20_000, seeded(1))
     assert torch.allclose(barycentrics.sum(-1), torch.ones(len(points), dtype=torch.float64))
     assert float(barycentrics.min()) >= 0
     assert torch.equal(normals, face_normals(stretched, BOX_FACES)[face])
@@ -119,9 +132,37 @@ def test_samples_lie_on_their_faces_uniformly_and_follow_the_animation():
     assert torch.equal(followed[0], points) and torch.allclose(followed[1], points * 2 + 1)
 
 
-def test_samples_are_those_of_the_seed():
-    draw = lambda seed: surface_samples(BOX, BOX_FACES, 50, torch.Generator().manual_seed(seed)).points
-    assert torch.equal(draw(3), draw(3)) and not torch.equal(draw(3), draw(4))
+def test_mesh_points_lie_on_their_faces_in_proportion_to_area():
+    vertices = torch.tensor([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 3.0], [2, 2, 5]], dtype=torch.float64)
+    faces = torch.tensor([[0, 1, 2], [0, 1, 3], [1, 2, 4], [0, 0, 1]])  # the last has no area
+    points, face, *_ = surface_samples(vertices, faces, NUM, seeded())
+    areas = face_areas(vertices, faces)
+    assert torch.allclose(areas[:2], torch.tensor([0.5, 1.5], dtype=torch.float64)) and areas[3] == 0
+    for i in range(4):
+        assert near(face == i, areas[i] / areas.sum())
+    a, b, c = vertices[faces[face]].unbind(1)
+    normal = torch.linalg.cross(b - a, c - a)
+    assert ((points - a) * normal).sum(-1).abs().max() < 1e-12
+    inside = [torch.linalg.cross(q - p, points - p) for p, q in ((a, b), (b, c), (c, a))]
+    assert all(((n * normal).sum(-1) >= -1e-12).all() for n in inside)
+
+
+def test_points_of_a_triangle_are_uniform():
+    vertices = torch.tensor([[0, 0, 0], [1, 0, 0], [0, 1, 0.0]], dtype=torch.float64)
+    points = surface_samples(vertices, torch.tensor([[0, 1, 2]]), NUM, seeded()).points
+    for corner in (points[:, 0] > 0.5, points[:, 1] > 0.5, points[:, :2].sum(1) < 0.5):  # each is a quarter, as is the middle
+        assert near(corner, 0.25)
+    assert torch.allclose(points.mean(0), torch.tensor([1 / 3, 1 / 3, 0], dtype=torch.float64), atol=5e-3)
+
+
+def test_mesh_samples_are_seeded_and_differentiable_in_the_vertices():
+    vertices, faces = torch.rand(5, 3, generator=seeded(), dtype=torch.float64), torch.tensor([[0, 1, 2], [2, 3, 4]])
+    first, other = (surface_samples(vertices, faces, 9, seeded(seed)).points for seed in (1, 2))
+    assert torch.equal(first, surface_samples(vertices, faces, 9, seeded(1)).points) and not torch.equal(first, other)
+    vertices.requires_grad_()
+    points = surface_samples(vertices, faces, 9, seeded(1)).points
+    points.sum().backward()
+    assert float(vertices.grad.sum()) == pytest.approx(27)  # every point's weights add up to one, three coordinates each
 
 
 @pytest.mark.parametrize(
@@ -132,6 +173,8 @@ def test_samples_are_those_of_the_seed():
         (lambda: signed_volume(BOX[:5], BOX_FACES), "but the mesh has 5"),
         (lambda: surface_samples(BOX * 0, BOX_FACES, 5, torch.Generator()), "12 faces and no area"),
         (lambda: surface_samples(BOX, BOX_FACES[:0], 5, torch.Generator()), "0 faces and no area"),
+        (lambda: surface_samples(BOX[:3], BOX_FACES[:1] + 4, 5, torch.Generator()), "name vertices 4 to 7, but the mesh has 3"),
+        (lambda: face_areas(BOX[:3], BOX_FACES - 1), "name vertices -1 to 6"),
         (lambda: bounding_box(BOX[:0]), "no bounding box"),
         (lambda: fit_to_box(BOX * 0 + 1), "no extent"),
         (lambda: fit_to_box(BOX * math.nan), "not finite"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.integrate import dblquad
 
-from visiongraft.geometry.surfaces import Box, Capsule, Cylinder, Ellipsoid, Mesh, face_areas, sample_surface
+from visiongraft.geometry.surfaces import Box, Capsule, Cylinder, Ellipsoid, Mesh
 
 NUM = 60_000
 
@@ -21,53 +21,6 @@ def near(found, expected, num=NUM):
     """Whether a share of samples is what it should be, within five standard deviations."""
     found, expected = float(found.double().mean()), float(expected)
     return abs(found - expected) < 5 * math.sqrt(max(expected * (1 - expected), 1e-9) / num) + 1e-9
-
-
-def test_mesh_points_lie_on_their_faces_in_proportion_to_area():
-    vertices = torch.tensor([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 3.0], [2, 2, 5]], dtype=torch.float64)
-    faces = torch.tensor([[0, 1, 2], [0, 1, 3], [1, 2, 4], [0, 0, 1]])  # the last has no area
-    points, face = sample_surface(vertices, faces, NUM, generator())
-    areas = face_areas(vertices, faces)
-    assert torch.allclose(areas[:2], torch.tensor([0.5, 1.5], dtype=torch.float64)) and areas[3] == 0
-    for i in range(4):
-        assert near(face == i, areas[i] / areas.sum())
-    a, b, c = vertices[faces[face]].unbind(1)
-    normal = torch.linalg.cross(b - a, c - a)
-    assert ((points - a) * normal).sum(-1).abs().max() < 1e-12
-    inside = [torch.linalg.cross(q - p, points - p) for p, q in ((a, b), (b, c), (c, a))]
-    assert all(((n * normal).sum(-1) >= -1e-12).all() for n in inside)
-
-
-def test_points_of_a_triangle_are_uniform():
-    vertices = torch.tensor([[0, 0, 0], [1, 0, 0], [0, 1, 0.0]], dtype=torch.float64)
-    points, _ = sample_surface(vertices, torch.tensor([[0, 1, 2]]), NUM, generator())
-    for corner in (points[:, 0] > 0.5, points[:, 1] > 0.5, points[:, :2].sum(1) < 0.5):  # each is a quarter, as is the middle
-        assert near(corner, 0.25)
-    assert torch.allclose(points.mean(0), torch.tensor([1 / 3, 1 / 3, 0], dtype=torch.float64), atol=5e-3)
-
-
-def test_mesh_samples_are_seeded_and_differentiable_in_the_vertices():
-    vertices, faces = torch.rand(5, 3, generator=generator(), dtype=torch.float64), torch.tensor([[0, 1, 2], [2, 3, 4]])
-    first, other = (sample_surface(vertices, faces, 9, generator(seed))[0] for seed in (1, 2))
-    assert torch.equal(first, sample_surface(vertices, faces, 9, generator(1))[0]) and not torch.equal(first, other)
-    vertices.requires_grad_()
-    points, _ = sample_surface(vertices, faces, 9, generator(1))
-    points.sum().backward()
-    assert float(vertices.grad.sum()) == pytest.approx(27)  # every point's weights add up to one, three coordinates each
-
-
-@pytest.mark.parametrize(
-    ("faces", "message"),
-    [
-        (torch.zeros(0, 3, dtype=torch.long), "0 faces and no area"),
-        (torch.tensor([[0, 0, 1]]), "1 faces and no area"),
-        (torch.tensor([[0, 1, 7]]), "name vertices 0 to 7, but the mesh has 3"),
-        (torch.tensor([[-1, 1, 2]]), "name vertices -1 to 2"),
-    ],
-)
-def test_meshes_without_a_surface_are_refused(faces, message):
-    with pytest.raises(ValueError, match=message):
-        sample_surface(torch.eye(3), faces, 4, generator())
 
 
 def test_box_points_lie_on_its_sides_in_proportion_to_area():

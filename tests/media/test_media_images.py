@@ -217,6 +217,17 @@ def test_transparency_goes_where_the_caller_says(tmp_path):
         to_image_tensor(torch.full((4, 2, 2), 0.5), alpha="refuse")
 
 
+def test_alpha_is_kept_as_a_fourth_channel_with_the_colours_under_it(tmp_path):
+    rgba = np.random.default_rng(0).integers(0, 256, (3, 5, 4), np.uint8)
+    for name, mode, channels in (("rgba.png", "RGBA", [0, 1, 2, 3]), ("rgb.png", "RGB", [0, 1, 2]), ("grey.png", "L", [0])):
+        Image.fromarray(rgba[..., channels].squeeze(), mode=mode).save(tmp_path / name)
+        kept = read_image(tmp_path / name, alpha="keep")
+        expected = rgba if mode == "RGBA" else np.concatenate([np.broadcast_to(rgba[..., channels], (3, 5, 3)), rgba[..., :1] * 0 + 255], -1)
+        assert torch.equal(kept, torch.from_numpy(expected).permute(2, 0, 1).float() / 255)
+    with pytest.raises(ValueError, match="'refuse' or 'keep'; got 'drop'"):
+        to_image_tensor(torch.rand(4, 2, 2), alpha="drop")
+
+
 def test_jpeg_is_close_and_its_quality_decides_how_large_it_is(tmp_path):
     image = torch.stack(torch.meshgrid(torch.linspace(0, 1, 40), torch.linspace(0, 1, 60), indexing="ij"))
     image = torch.cat([image, 1 - image[:1]])

@@ -11,8 +11,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from visiongraft.geometry.surfaces import face_areas
-
 _EPS = 1e-20  # of squared lengths: a vertex without faces gets the normal 0, not NaN
 
 
@@ -50,6 +48,16 @@ def face_vectors(vertices: Float[Tensor, "*batch v 3"], faces: Int[Tensor, "f 3"
     """Cross product of two edges of every face: its outward normal, twice its area long."""
     a, b, c = (vertices[..., faces[:, corner], :] for corner in range(3))
     return torch.linalg.cross(b - a, c - a)
+
+
+def face_areas(vertices: Float[Tensor, "v 3"], faces: Int[Tensor, "f 3"]) -> Float[Tensor, "f"]:
+    """Area of every triangle, square units.
+
+    Raises:
+        ValueError: faces that name vertices the mesh does not have.
+    """
+    _check_faces(vertices, faces)
+    return 0.5 * face_vectors(vertices, faces).norm(dim=-1)
 
 
 def face_normals(vertices: Float[Tensor, "*batch v 3"], faces: Int[Tensor, "f 3"]) -> Float[Tensor, "*batch f 3"]:
@@ -133,7 +141,7 @@ def fit_to_box(vertices: Float[Tensor, "*batch v 3"], half_extent: float | int =
 
 
 def surface_samples(vertices: Float[Tensor, "v 3"], faces: Int[Tensor, "f 3"], num: int, generator: torch.Generator) -> SurfaceSamples:
-    """Random points on a mesh, uniform by area, with face normals.
+    """Random points on a mesh, uniform by area, with face normals; differentiable in the vertices.
 
     To follow the points through an animation, sample one frame and call :func:`points_on_faces` with the vertices of all.
 

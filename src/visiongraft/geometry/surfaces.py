@@ -1,4 +1,4 @@
-"""Points on surfaces, uniform by area: triangle meshes and the shapes that simulators know.
+"""Points on surfaces, uniform by area: the shapes that simulators know, triangle meshes among them.
 
 The shapes stand at the origin with their axis along z, in MuJoCo's manner: sizes are **half** sizes in metres.
 """
@@ -10,41 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from visiongraft.geometry.meshes import face_areas, surface_samples
+
 _ELLIPSOID_DIRECTIONS = 20_000
-
-
-def sample_surface(
-    vertices: Float[Tensor, "v 3"], faces: Int[Tensor, "f 3"], num: int, generator: torch.Generator
-) -> tuple[Float[Tensor, "num 3"], Int[Tensor, "num"]]:
-    """Random points on a triangle mesh, uniform by area, and the faces that they lie on.
-
-    Points are differentiable in the vertices.
-
-    Raises:
-        ValueError: a mesh without area, or faces that name vertices it does not have.
-    """
-    area = face_areas(vertices, faces)
-    total = area.detach().double().cumsum(0)
-    if not len(faces) or not float(total[-1]) > 0:
-        raise ValueError(f"The mesh has {len(faces)} faces and no area, so that no point can lie on it.")
-    dice = torch.rand(num, 3, dtype=torch.float64, generator=generator, device=generator.device).to(vertices.device)
-    face = torch.searchsorted(total, dice[:, 0] * total[-1], right=True).clamp(max=len(faces) - 1)
-    # the square root makes the strips that are parallel to an edge equally likely by area
-    root, along = dice[:, 1].sqrt(), dice[:, 2]
-    weights = torch.stack([1 - root, root * (1 - along), root * along], -1).to(vertices)
-    return (weights[..., None] * vertices[faces[face]]).sum(1), face
-
-
-def face_areas(vertices: Float[Tensor, "v 3"], faces: Int[Tensor, "f 3"]) -> Float[Tensor, "f"]:
-    """Area of every triangle, square metres.
-
-    Raises:
-        ValueError: faces that name vertices the mesh does not have.
-    """
-    if faces.numel() and not (int(faces.min()) >= 0 and int(faces.max()) < len(vertices)):
-        raise ValueError(f"The faces name vertices {int(faces.min())} to {int(faces.max())}, but the mesh has {len(vertices)}.")
-    a, b, c = vertices[faces].unbind(1)
-    return 0.5 * torch.linalg.cross(b - a, c - a).norm(dim=-1)
 
 
 @dataclass(frozen=True)
@@ -174,7 +142,7 @@ class Mesh:
 
     def sample(self, num: int, generator: torch.Generator) -> Float[Tensor, "num 3"]:
         """Random points on the surface, float64."""
-        return sample_surface(self.vertices.double(), self.faces, num, generator)[0]
+        return surface_samples(self.vertices.double(), self.faces, num, generator).points
 
 
 Surface = Box | Ellipsoid | Cylinder | Capsule | Mesh

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -20,23 +20,24 @@ from visiongraft.media.files import atomic_write
 
 MAX_PIXELS = 100_000_000
 MAX_JPEG_SIDE = 65_535
-Alpha = Literal["white", "black", "refuse"]
+Alpha = Literal["white", "black", "refuse", "keep"]
 _BACKGROUND = {"white": 1.0, "black": 0.0}
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"}
 
 
-def read_image(path: str | Path, max_pixels: int = MAX_PIXELS, alpha: Alpha = "white") -> Float[Tensor, "3 height width"]:
-    """Reads an image file as RGB, upright as its EXIF orientation says.
+def read_image(path: str | Path, max_pixels: int = MAX_PIXELS, alpha: Alpha = "white") -> Float[Tensor, "channels height width"]:
+    """Reads an image file as RGB, or as RGBA, upright as its EXIF orientation says.
 
     Grey, palette and CMYK images are converted; 16-bit PNG and TIFF keep their precision. Of an animation the first frame is read.
 
     Args:
         path: the file.
         max_pixels: larger images are refused from their header, before anything is decoded.
-        alpha: what lies behind transparent pixels, or ``refuse`` to raise where there are any.
+        alpha: what lies behind transparent pixels (``white``, ``black``); ``refuse`` raises where there are any, ``keep`` gives alpha
+            as a fourth channel, which is 1 where the file has none.
 
     Returns:
-        float32 in [0, 1].
+        float32 in [0, 1]; 3 channels, 4 with ``keep``.
 
     Raises:
         FileNotFoundError: no such file.
@@ -81,19 +82,22 @@ def _decoding(path: Path) -> Iterator[None]:
         raise ValueError(f"{path} is damaged and cannot be decoded ({error}).") from error
 
 
-def to_image_tensor(image: Image.Image | np.ndarray | Tensor, alpha: Alpha = "white") -> Float[Tensor, "3 height width"]:
-    """One image as an RGB tensor in [0, 1].
+def to_image_tensor(image: Image.Image | np.ndarray | Tensor, alpha: Alpha = "white") -> Float[Tensor, "channels height width"]:
+    """One image as an RGB or RGBA tensor in [0, 1].
 
     Args:
         image: PIL image of any mode; NumPy array (height x width, or height x width x channels; uint8, uint16 or float in
             [0, 1]); or tensor (channels x height x width, uint8 or float in [0, 1]). Channels: 1, 3, or 4 with alpha.
-        alpha: what lies behind transparent pixels, or ``refuse`` to raise where there are any.
+        alpha: see :func:`read_image`.
+
+    Returns:
+        3 channels, 4 with ``keep``.
 
     Raises:
         ValueError: another layout, NaN or infinite pixels, floats outside [0, 1], or transparency that is refused.
     """
-    if alpha not in (*_BACKGROUND, "refuse"):
-        raise ValueError(f"alpha must be 'white', 'black' or 'refuse'; got {alpha!r}.")
+    if alpha not in get_args(Alpha):
+        raise ValueError(f"alpha must be 'white', 'black', 'refuse' or 'keep'; got {alpha!r}.")
     if isinstance(image, Image.Image):
         image = _pil_to_array(image)
     if isinstance(image, np.ndarray):
@@ -113,6 +117,9 @@ def to_image_tensor(image: Image.Image | np.ndarray | Tensor, alpha: Alpha = "wh
             f"got shape {tuple(image.shape)}."
         )
     pixels = check_unit_range(pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels)
+    if alpha == "keep":
+        opacity = pixels[3:] if pixels.shape[0] == 4 else torch.ones_like(pixels[:1])
+        return torch.cat([pixels[:3].expand(3, -1, -1), opacity])
     if pixels.shape[0] == 4:
         colour, opacity = pixels[:3], pixels[3:]
         if alpha == "refuse" and bool((opacity < 1).any()):

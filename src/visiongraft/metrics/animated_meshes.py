@@ -18,7 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from visiongraft.geometry.surfaces import Mesh, face_areas
+from visiongraft.geometry.meshes import face_areas
+from visiongraft.geometry.surfaces import Mesh
 from visiongraft.metrics.chamfer import (
     chamfer_distance,
     check_cloud,

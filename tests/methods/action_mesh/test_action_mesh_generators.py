@@ -118,7 +118,7 @@ def test_a_pipeline_without_its_text_cleaner_says_what_to_install(text_cleaner: 
     from diffusers.pipelines.wan import pipeline_wan_i2v
 
     monkeypatch.delattr(pipeline_wan_i2v, "ftfy")
-    with pytest.raises(ModuleNotFoundError, match=r"WanImageToVideoPipeline needs the package ftfy .* pip install ftfy"):
+    with pytest.raises(ModuleNotFoundError, match=r"WanImageToVideoPipeline needs ftfy .* pip install 'visiongraft\[generators\]'"):
         image_to_video(tiny_generators.wan(from_image=True))
 
 

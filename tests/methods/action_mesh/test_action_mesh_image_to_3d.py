@@ -31,8 +31,8 @@ def pipeline() -> ImageTo3DPipeline:
 
 @pytest.fixture
 def picture() -> torch.Tensor:
-    image = torch.ones(3, 16, 16)
-    image[:, 3:13, 5:12] = 0.3
+    image = torch.ones(3, 24, 24)
+    image[:, 3:17, 5:14] = 0.3
     return image
 
 
@@ -167,7 +167,7 @@ def test_bad_input_of_the_image_pipeline(pipeline, picture):
     with pytest.raises(ValueError, match="3 channels, or 4 with alpha; got 1"):
         pipeline(picture[:1])
     with pytest.raises(ValueError, match="frame 0: no foreground"):
-        pipeline(torch.cat([picture, torch.zeros(1, 16, 16)]))
+        pipeline(torch.cat([picture, torch.zeros(1, 24, 24)]))
 
 
 def test_transformers_encoders_get_dinov2s_preparation():

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import Sam2VideoConfig, Sam2VideoModel
+from transformers import Sam2VideoModel
 
-from visiongraft.methods.action_mesh import matting_networks
+from tiny_sam2 import tiny_sam2_video
 from visiongraft.methods.action_mesh.matting import matte_frames
-from visiongraft.methods.action_mesh.matting_networks import RmbgMatting, Sam2Matting, first_tensor, load_sam2_video, sam2_pixels
+from visiongraft.methods.action_mesh.matting_networks import RmbgMatting, Sam2Matting, first_tensor
 
 SIZE = (48, 72)
 
@@ -36,31 +36,7 @@ def clip(num: int = 3) -> tuple[Tensor, Tensor]:
 
 @pytest.fixture(scope="module")
 def sam2() -> Sam2VideoModel:
-    vision = {
-        "backbone_config": {
-            "model_type": "sam2_hiera_det_model",
-            "hidden_size": 16,
-            "image_size": [128, 128],
-            "blocks_per_stage": [1, 1, 2, 1],
-            "embed_dim_per_stage": [16, 32, 64, 128],
-            "num_attention_heads_per_stage": [1, 1, 2, 2],
-            "window_size_per_stage": [4, 4, 4, 4],
-            "global_attention_blocks": [3],
-        },
-        "backbone_channel_list": [128, 64, 32, 16],
-        "backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]],
-    }
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        config = Sam2VideoConfig(
-            image_size=128,
-            num_maskmem=2,
-            max_object_pointers_in_encoder=3,
-            memory_attention_rope_feat_sizes=[8, 8],
-            prompt_encoder_config={"image_size": 128},
-            vision_config=vision,
-        )
-        return Sam2VideoModel(config).eval()
+    return tiny_sam2_video(num_maskmem=2, max_object_pointers_in_encoder=3)
 
 
 def test_rmbg_finds_the_dark_object_whatever_its_outputs_scale() -> None:
@@ -101,12 +77,6 @@ def test_a_network_with_another_output_is_refused() -> None:
         first_tensor([[]])
 
 
-def test_sam2_gets_normalised_squares() -> None:
-    pixels = sam2_pixels(torch.ones(3, *SIZE), 128)
-    expected = torch.tensor([(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225])
-    assert pixels.shape == (3, 128, 128) and torch.allclose(pixels, expected[:, None, None].expand_as(pixels), atol=1e-5)
-
-
 def test_a_click_is_followed_both_ways(sam2: Sam2VideoModel) -> None:
     frames, _ = clip(5)
     whole = Sam2Matting(sam2, (40.0, 24.0), frame=2)(frames)
@@ -129,19 +99,6 @@ def test_clicks_reach_the_model_in_its_pixels_with_their_signs(sam2: Sam2VideoMo
     Sam2Matting(sam2, [(36.0, 24.0), (18.0, 12.0)], background=[(72 - 9.0, 6.0)])(clip(1)[0])
     assert torch.equal(prompts[0]["point_coords"], torch.tensor([[[[64.0, 64.0], [32.0, 32.0], [112.0, 16.0]]]]))
     assert prompts[0]["point_labels"].tolist() == [[[1, 1, 0]]]
-
-
-def test_dropping_old_frames_changes_no_mask(sam2: Sam2VideoModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    frames, _ = clip(7)
-    bounded = Sam2Matting(sam2, (30.0, 24.0))(frames)
-    monkeypatch.setattr(matting_networks, "_forget", lambda *given: None)
-    assert torch.equal(bounded, Sam2Matting(sam2, (30.0, 24.0))(frames))
-
-
-def test_a_folder_gives_sam2_back(sam2: Sam2VideoModel, tmp_path) -> None:
-    sam2.save_pretrained(tmp_path)
-    frames, _ = clip(1)
-    assert torch.equal(Sam2Matting(load_sam2_video(str(tmp_path)), (30.0, 24.0))(frames), Sam2Matting(sam2, (30.0, 24.0))(frames))
 
 
 def test_bad_clicks_are_refused(sam2: Sam2VideoModel) -> None:

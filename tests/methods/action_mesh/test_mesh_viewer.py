@@ -1,31 +1,20 @@
 import base64
-import importlib.util
 import io
 import json
 import re
 from html import unescape
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import trimesh
+from browser_pipe import CHROMIUM, Browser
 from PIL import Image
 
 from visiongraft.methods.action_mesh.viewer import viewer_snippet, write_viewer
 
 
-def _browser_pipe():
-    """The panorama viewer's way to drive Chromium."""
-    path = Path(__file__).parents[1] / "panorama" / "browser_pipe.py"
-    spec = importlib.util.spec_from_file_location("browser_pipe", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-PIPE = _browser_pipe()
-needs_chromium = pytest.mark.skipif(PIPE.CHROMIUM is None, reason="Chromium is not installed")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 
 
 def ball(radius=0.5, center=(0.0, 0.0, 0.0), subdivisions=3):
@@ -35,7 +24,7 @@ def ball(radius=0.5, center=(0.0, 0.0, 0.0), subdivisions=3):
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    browser = PIPE.Browser(tmp_path_factory.mktemp("profile"))
+    browser = Browser(tmp_path_factory.mktemp("profile"))
     yield browser
     browser.close()
 

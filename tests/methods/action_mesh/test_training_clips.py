@@ -3,6 +3,8 @@ import torch
 from torch.utils.data import Dataset, default_collate
 
 from visiongraft.methods.action_mesh.data import ProceduralAnimations, Queries, draw_steps
+from visiongraft.methods.action_mesh.frames import prepare_frames
+from visiongraft.methods.action_mesh.toy_video import toy_context
 from visiongraft.training.order import SeededItems, Share
 from visiongraft.worlds.animated_shapes import KINDS, clip_times
 
@@ -42,7 +44,7 @@ def test_points_and_distances_of_a_creature_are_its_own():
     assert float(surface.max()) < 1e-5 and float((surface > -1e-5).float().mean()) > 0.9
     near = item["sdf"][:, :30]
     assert float(near.abs().max()) < 0.06 * 4.5 and float(item["queries"][:, 30:].abs().max()) <= 1
-    assert torch.allclose(item["frames"][:, 3], at.silhouettes(16)[0])
+    assert torch.allclose(item["frames"][:, 3], creature.silhouettes(16, "box")[0, steps])
     shape = data.shape(7)
     vertices = shape.vertices(clip_times(6))[steps]
     assert float(at.sdf(vertices[None]).max()) < 1e-4  # the mesh of the shape is that creature's
@@ -87,6 +89,14 @@ def test_box_framing_fills_the_frame_and_world_framing_does_not(kind):
     extent = lambda seen, axis: (lambda places: int(places.max() - places.min()) + 1)((seen > 0.5).any(0).any(axis).nonzero())
     assert abs(max(extent(box, 0), extent(box, 1)) - 50) <= 2  # a tenth of the side on both sides of it
     assert max(extent(world, 0), extent(world, 1)) <= 56
+
+
+@pytest.mark.parametrize("kind", ["creature", "bend"])
+def test_pictures_of_the_training_are_those_that_the_pipeline_prepares(kind):
+    seen = small(kinds=(kind,))[3]["frames"]
+    video = small(kinds=(kind,), framing="world", image_size=256)[3]["frames"]
+    difference = (toy_context(seen) - toy_context(prepare_frames(video)))[..., :16].abs()
+    assert float(difference.mean()) < 0.03 and float(difference.quantile(0.99)) < 0.35  # silhouettes run from -1 to 1
 
 
 def test_a_creature_is_rasterised_as_its_silhouette():

@@ -45,11 +45,11 @@ def tiny_pipeline(models: dict[str, nn.Module], **parts) -> ActionMeshPipeline:
 
 
 def clip(num_frames: int, side: int = 16) -> torch.Tensor:
-    """A dark square that moves to the right before white, RGB."""
-    frames = torch.ones(num_frames, 3, side, side)
+    """A dark square that moves to the right before white, RGB; the same picture at every side, a multiple of 16."""
+    frames = torch.ones(num_frames, 3, 16, 16)
     for k in range(num_frames):
         frames[k, :, 4:11, 2 + k % 7 : 9 + k % 7] = 0.2
-    return frames
+    return frames.repeat_interleave(side // 16, -1).repeat_interleave(side // 16, -2)
 
 
 CORNERS = torch.tensor([[x, y, z] for x in (0.0, 1.0) for y in (0.0, 1.0) for z in (0.0, 1.0)])

@@ -1,51 +1,17 @@
-"""SAM 2 as tiny random instances: our preparation of images, bounded memory, and masks that do not depend on it."""
-
-from collections.abc import Mapping
-from typing import Any
+"""SAM 2 as tiny random instances: clicks, masks and tracking by name. The stream beneath is tested in tests/nn."""
 
 import numpy as np
 import pytest
 import torch
-from transformers import Sam2Config, Sam2Model, Sam2VideoConfig, Sam2VideoModel
+from transformers import Sam2Model, Sam2VideoModel
 
+from tiny_sam2 import tiny_sam2, tiny_sam2_video
 from visiongraft.methods.point_bridge import sam2
 from visiongraft.methods.point_bridge.frames import Frame
 from visiongraft.methods.point_bridge.sam2 import Sam2Segmenter, Sam2Tracker
 from visiongraft.robots.cameras import Camera, intrinsics_from_fovy
 
 SIZE = (60, 90)
-VISION = {
-    "backbone_config": {
-        "model_type": "sam2_hiera_det_model",
-        "hidden_size": 16,
-        "image_size": [128, 128],
-        "blocks_per_stage": [1, 1, 2, 1],
-        "embed_dim_per_stage": [16, 32, 64, 128],
-        "num_attention_heads_per_stage": [1, 1, 2, 2],
-        "window_size_per_stage": [4, 4, 4, 4],
-        "global_attention_blocks": [3],
-    },
-    "backbone_channel_list": [128, 64, 32, 16],
-    "backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]],
-}
-
-
-def session_bytes(session: Any) -> int:
-    """Memory of all tensors that a SAM 2 session holds."""
-    seen: dict[int, int] = {}
-
-    def visit(value: Any) -> None:
-        if isinstance(value, torch.Tensor):
-            seen[value.data_ptr()] = value.nbytes
-        elif isinstance(value, Mapping):
-            for entry in value.values():
-                visit(entry)
-        elif isinstance(value, list | tuple):
-            for entry in value:
-                visit(entry)
-
-    visit([vars(session), session.cache._vision_features])
-    return sum(seen.values())
 
 
 def frame(seed: int = 0) -> Frame:
@@ -63,31 +29,12 @@ def mask(seed: int = 0) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def image_model() -> Sam2Model:
-    torch.manual_seed(0)
-    return Sam2Model(Sam2Config(vision_config=VISION, prompt_encoder_config={"image_size": 128})).eval()
+    return tiny_sam2()
 
 
 @pytest.fixture(scope="module")
 def video_model() -> Sam2VideoModel:
-    torch.manual_seed(0)
-    config = Sam2VideoConfig(
-        image_size=128,
-        num_maskmem=4,
-        max_object_pointers_in_encoder=6,
-        memory_attention_rope_feat_sizes=[8, 8],
-        prompt_encoder_config={"image_size": 128},
-        vision_config=VISION,
-    )
-    return Sam2VideoModel(config).eval()
-
-
-def test_pixels_are_normalised_squares() -> None:
-    white = np.full((*SIZE, 3), 255, np.uint8)
-    model = torch.nn.Linear(1, 1)
-    model.device, model.dtype = torch.device("cpu"), torch.float32  # type: ignore[assignment]
-    pixels = sam2._pixels(white, 128, model)
-    assert pixels.shape == (1, 3, 128, 128)
-    assert torch.allclose(pixels[0, :, 5, 7], torch.tensor([(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225]), atol=1e-5)
+    return tiny_sam2_video()
 
 
 def test_the_best_mask_of_a_scaled_click_is_cleaned(image_model: Sam2Model) -> None:
@@ -123,26 +70,6 @@ def test_a_click_outside_the_image_is_refused(image_model: Sam2Model) -> None:
         Sam2Segmenter(image_model)(frame(), (20.0, 70.0))
 
 
-def test_memory_stays_bounded_and_masks_are_those_of_an_unbounded_session(
-    video_model: Sam2VideoModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reach = max(video_model.config.num_maskmem, video_model.config.max_object_pointers_in_encoder)
-    frames, masks = [frame(seed) for seed in range(reach + 5)], {"a": mask(0), "b": ~mask(3)}
-    tracker = Sam2Tracker(video_model)
-    bounded, sizes = [tracker.start(frames[0], masks)], []
-    for given in frames[1:]:
-        bounded.append(tracker.track(given))
-        sizes.append(session_bytes(tracker.session))
-    assert len(tracker.session.processed_frames) == 1
-    assert sizes[-1] == sizes[reach] > sizes[2]  # constant once the model's reach is filled
-    monkeypatch.setattr(sam2, "forget", lambda *args: None)
-    free = Sam2Tracker(video_model)
-    unbounded = [free.start(frames[0], masks), *map(free.track, frames[1:])]
-    assert session_bytes(free.session) > sizes[-1]
-    for ours, theirs in zip(bounded, unbounded, strict=True):
-        assert ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in ours)
-
-
 def test_a_mask_prompt_comes_back_in_the_first_frame(video_model: Sam2VideoModel) -> None:
     found = Sam2Tracker(video_model).start(frame(), {"box": mask()})["box"]
     assert (found & mask()).sum() / (found | mask()).sum() > 0.85
@@ -151,7 +78,7 @@ def test_a_mask_prompt_comes_back_in_the_first_frame(video_model: Sam2VideoModel
 def test_point_prompts_are_five_places_of_the_shrunken_mask_in_model_pixels(video_model: Sam2VideoModel) -> None:
     tracker = Sam2Tracker(video_model, prompts="points", seed=3)
     first = tracker.start(frame(), {"box": mask()})
-    clicks = tracker.session.point_inputs_per_obj[0][0]
+    clicks = tracker.stream.session.point_inputs_per_obj[0][0]
     assert clicks["point_coords"].shape == (1, 1, 5, 2) and clicks["point_labels"].tolist() == [[[1] * 5]]
     u, v = (clicks["point_coords"][0, 0] * torch.tensor([90 / 128, 60 / 128])).T
     assert bool(((u > 20) & (u < 45) & (v > 10) & (v < 30)).all())

@@ -77,8 +77,8 @@ class ProceduralAnimations(Dataset):
         num_points: tracked points of an item.
         near, uniform, near_sigma: of the distance queries, see :class:`Queries`; none by default.
         image_size: side of the frames.
-        framing: ``world``: the square [-1, 1]^2; ``box``: the square around the whole clip with a tenth as margin, as
-            videos are cropped.
+        framing: of a view from the front: ``box``: the square around the whole clip with a tenth as margin, as
+            :func:`visiongraft.methods.action_mesh.frames.prepare_frames` crops; ``world``: the square [-1, 1]^2.
         random_view: the camera's azimuth is uniform and its polar angle in [40, 85] degrees, in perspective, as in the paper's
             training data; else it looks along -z, orthographic. Creatures are then rasterised, too.
         length: items.
@@ -102,7 +102,7 @@ class ProceduralAnimations(Dataset):
         uniform: int = 0,
         near_sigma: float = 0.06,
         image_size: int = 16,
-        framing: str = "world",
+        framing: str = "box",
         random_view: bool = False,
         length: int = 2**20,
         seed: int = 0,

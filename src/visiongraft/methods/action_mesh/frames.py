@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from visiongraft.media.images import Alpha, list_images, read_image, resize, to_image_tensor
+from visiongraft.media.images import list_images, read_image, resize, to_image_tensor
 from visiongraft.media.video import MAX_BYTES, VIDEO_SUFFIXES, iter_video
 
 Picture = str | Path | Image.Image | np.ndarray | Tensor
@@ -75,13 +75,13 @@ def read_frames(
     return _with_masks(rgba, _collect(_pictures(masks, chosen, fps), max_side, max_bytes))
 
 
-def _pictures(source: Source, chosen: slice, fps: float | int | None) -> Iterator[Callable[[Alpha], Tensor]]:
-    """What gives each chosen picture before a white or a black background."""
+def _pictures(source: Source, chosen: slice, fps: float | int | None) -> Iterator[Callable[[], Tensor]]:
+    """What gives each chosen picture as RGBA."""
     if isinstance(source, str | Path):
         path = Path(source)
         if path.suffix.lower() in VIDEO_SUFFIXES and not path.is_dir():
             for frame in islice(iter_video(path, fps), chosen.start, chosen.stop, chosen.step):
-                yield lambda _, frame=frame: frame
+                yield lambda frame=frame: to_image_tensor(frame, "keep")
             return
         source = list_images(path)
     if fps is not None:
@@ -92,16 +92,16 @@ def _pictures(source: Source, chosen: slice, fps: float | int | None) -> Iterato
         )
     for picture in list(source)[chosen]:
         if isinstance(picture, str | Path):
-            yield lambda alpha, path=picture: read_image(path, alpha=alpha)
+            yield lambda path=picture: read_image(path, alpha="keep")
         else:
-            yield lambda alpha, image=picture: to_image_tensor(image, alpha)
+            yield lambda image=picture: to_image_tensor(image, "keep")
 
 
-def _collect(pictures: Iterable[Callable[[Alpha], Tensor]], max_side: int | None, max_bytes: int) -> list[Tensor]:
+def _collect(pictures: Iterable[Callable[[], Tensor]], max_side: int | None, max_bytes: int) -> list[Tensor]:
     frames: list[Tensor] = []
     for number, picture in enumerate(pictures):
         try:
-            frame = _rgba(picture, max_side)
+            frame = _reduced(picture(), max_side)
         except ValueError as error:
             raise ValueError(f"frame {number}: {error}") from error
         if frames and frame.shape != frames[0].shape:
@@ -118,16 +118,16 @@ def _collect(pictures: Iterable[Callable[[Alpha], Tensor]], max_side: int | None
     return frames
 
 
-def _rgba(picture: Callable[[Alpha], Tensor], max_side: int | None) -> Float[Tensor, "4 height width"]:
-    """Colour and alpha, from how a picture looks before white and before black: that way every format is read by one function."""
-    white = picture("white")
-    black = picture("black")
-    if max_side is not None and max(white.shape[-2:]) > max_side:
-        scale = max_side / max(white.shape[-2:])
-        size = (max(1, round(white.shape[-2] * scale)), max(1, round(white.shape[-1] * scale)))
-        white, black = resize(white, size), resize(black, size)
-    alpha = (1 - (white - black).mean(0, keepdim=True)).clamp(0, 1)
-    colour = torch.where(alpha > VISIBLE, black / alpha.clamp_min(VISIBLE), torch.ones(())).clamp(0, 1)
+def _reduced(rgba: Float[Tensor, "4 height width"], max_side: int | None) -> Float[Tensor, "4 _ _"]:
+    """Made smaller where it is larger; transparent pixels lend the others no colour."""
+    height, width = rgba.shape[-2:]
+    if max_side is None or max(height, width) <= max_side:
+        return rgba
+    scale = max_side / max(height, width)
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    alpha = resize(rgba[3:], size)
+    before_black = resize(rgba[:3] * rgba[3:], size)
+    colour = torch.where(alpha > VISIBLE, before_black / alpha.clamp_min(VISIBLE), torch.ones(())).clamp(0, 1)
     return torch.cat([colour, alpha])
 
 

@@ -187,7 +187,7 @@ def _check_text_cleaner(pipeline: Any) -> None:
     """Wan's pipelines clean texts with ftfy, which is optional, and without it fail in the middle of a call with a NameError."""
     module = sys.modules[type(pipeline).__module__]
     if hasattr(module, "basic_clean") and not hasattr(module, "ftfy"):
-        raise ModuleNotFoundError(f"{type(pipeline).__name__} needs the package ftfy to clean texts; install it: pip install ftfy")
+        raise ModuleNotFoundError(f"{type(pipeline).__name__} needs ftfy to clean texts; install it: pip install 'visiongraft[generators]'")
 
 
 def _frames_to_ask(pipeline: Any, num_frames: int, stride: int) -> int:

@@ -68,10 +68,7 @@ def load_pipeline(
     if parts.get("dit") is not None:
         parts.setdefault("scheduler", RectifiedFlowScheduler())
     _check_fit(parts)
-    if dtype is not None:
-        for part in ("denoiser", "autoencoder", "vae", "dit"):
-            if parts.get(part) is not None:
-                parts[part].to(dtype)
+    _cast(parts, dtype)
     if image_encoder is not None:
         parts.pop("feature_extractor", None)
     parts["image_encoder"] = _encoder(image_encoder, parts["denoiser"], parts.get("image_encoder"), dtype)
@@ -96,9 +93,7 @@ def load_shape_pipeline(
         FileNotFoundError, ValueError: see :func:`load_pipeline`.
     """
     parts = _of_base(small_folder() if str(source) == "small" else source)
-    if dtype is not None:
-        for part in ("vae", "dit"):
-            parts[part].to(dtype)
+    _cast(parts, dtype)
     extractor = parts.get("feature_extractor") if image_encoder is None else None
     pipeline = ImageTo3DPipeline(
         transformer=parts["dit"],
@@ -145,7 +140,9 @@ def _encoder(given: ImageEncoder | None, model: Any, own: Any, dtype: torch.dtyp
         return given
     encoder = load_image_encoder(given) if dtype is None else load_image_encoder(given, dtype=dtype)
     if encoder.config.hidden_size != wanted:
-        raise ValueError(f"The image encoder {given} has {encoder.config.hidden_size} channels, and these weights were trained on {wanted}.")
+        raise ValueError(
+            f"The image encoder {given} has {encoder.config.hidden_size} channels, and these weights were trained on {wanted}."
+        )
     return encoder
 
 
@@ -160,6 +157,12 @@ def _check_fit(parts: dict[str, Any]) -> None:
     if len(set(contexts.values())) > 1:
         listed = ", ".join(f"{part} {number}" for part, number in contexts.items())
         raise ValueError(f"The parts see pictures of several widths ({listed}): they are of different trainings. Give the base they share.")
+
+
+def _cast(parts: dict[str, Any], dtype: torch.dtype | None) -> None:
+    for part in ("denoiser", "autoencoder", "vae", "dit"):
+        if dtype is not None and parts.get(part) is not None and parts[part].dtype != dtype:
+            nn.Module.to(parts[part], dtype)  # Diffusers' own warns of modules to be kept in float32, of which there are none
 
 
 def _placed(pipeline: Any, device: str | torch.device, low_memory: bool) -> Any:

@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from visiongraft.methods.action_mesh.matting import drop_small
+from visiongraft.nn.sam2_video import SAM2_LARGE, Sam2Stream, load_sam2_video, mask_of
 
-SAM2_LARGE = "facebook/sam2.1-hiera-large"
+__all__ = ["SAM2_LARGE", "Click", "RmbgMatting", "Sam2Matting", "first_tensor", "load_sam2_video"]
+
 Click = tuple[float, float]
 """A place in a picture: (u, v), to the right and down, in pixels."""
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class RmbgMatting:
@@ -71,21 +72,13 @@ def first_tensor(output: Any) -> Tensor:
     return output
 
 
-def load_sam2_video(name: str = SAM2_LARGE, **options: Any) -> Any:
-    """``Sam2VideoModel`` from a hub id or folder; ``options`` such as dtype, revision and device_map go to ``from_pretrained``."""
-    from transformers import Sam2VideoModel
-
-    return Sam2VideoModel.from_pretrained(name, use_safetensors=True, trust_remote_code=False, **options).eval()
-
-
 class Sam2Matting:
     """SAM 2: the object under a click in one frame, followed to both ends of the clip; binary masks.
 
-    Transformers' SAM 2 processors need torchvision, so frames are prepared here: squares of the model's size without the aspect ratio,
-    bilinear. Memory does not grow with the clip: what the model cannot reach any more is dropped after each frame.
+    The model's memory does not grow with the clip; see :class:`visiongraft.nn.sam2_video.Sam2Stream`.
 
     Args:
-        model: ``transformers.Sam2VideoModel``, on its device.
+        model: ``transformers.Sam2VideoModel``, on its device; :func:`visiongraft.nn.sam2_video.load_sam2_video` reads one.
         click: on the object: (u, v) in pixels, or several.
         background: places that are not the object's, such as a table that was taken along.
         frame: number of the frame that was clicked on.
@@ -110,7 +103,6 @@ class Sam2Matting:
         self.places = np.concatenate([places, np.asarray(background, np.float32).reshape(-1, 2)])
         self.labels = [1] * len(places) + [0] * len(background)
 
-    @torch.no_grad()
     def __call__(self, frames: Float[Tensor, "frames 3 height width"]) -> Float[Tensor, "frames height width"]:
         """Alpha of 0 or 1.
 
@@ -129,48 +121,11 @@ class Sam2Matting:
         return torch.cat([backwards, forwards])
 
     def _follow(self, frames: Float[Tensor, "frames 3 height width"]) -> Float[Tensor, "frames height width"]:
-        from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
-
-        (height, width), device = frames.shape[-2:], self.model.device
-        side = int(self.model.config.image_size)
-        session = Sam2VideoInferenceSession(
-            video=None,
-            video_height=height,
-            video_width=width,
-            inference_device=device,
-            video_storage_device=device,
-            inference_state_device=device,
-            dtype=self.model.dtype,
-            max_vision_features_cache_size=1,
-        )
-        clicks = torch.from_numpy(self.places * np.array([side / width, side / height], np.float32))
-        prompt = {"point_coords": clicks[None, None].to(self.model.dtype), "point_labels": torch.tensor([[self.labels]], dtype=torch.int32)}
-        session.add_point_inputs(session.obj_id_to_idx(0), 0, prompt)
-        session.obj_with_new_inputs = [0]
-        reach = max(int(self.model.config.num_maskmem), int(self.model.config.max_object_pointers_in_encoder))
+        height, width = frames.shape[-2:]
+        stream = Sam2Stream(self.model, (height, width))
+        stream.add_clicks(0, torch.from_numpy(self.places / np.array([width, height], np.float32)), self.labels)
         masks = []
-        for number, frame in enumerate(frames):
-            output = self.model(inference_session=session, frame=sam2_pixels(frame, side).to(device, self.model.dtype), frame_idx=number)
-            _forget(session, number, reach)
-            logits = F.interpolate(output.pred_masks.float()[:1], (height, width), mode="bilinear", align_corners=False)[0, 0]
-            masks.append(torch.from_numpy(drop_small((logits > 0).cpu().numpy(), self.min_area).astype(np.float32)))
+        for frame in frames:
+            mask = mask_of(stream.track(frame)[0], (height, width)).cpu().numpy()
+            masks.append(torch.from_numpy(drop_small(mask, self.min_area).astype(np.float32)))
         return torch.stack(masks).to(frames)
-
-
-def sam2_pixels(frame: Float[Tensor, "3 height width"], side: int) -> Float[Tensor, "3 side side"]:
-    """A frame in [0, 1] as SAM 2 takes it."""
-    pixels = F.interpolate(frame[None], (side, side), mode="bilinear", align_corners=False, antialias=True)[0]
-    mean, std = (torch.tensor(values, device=frame.device)[:, None, None] for values in (_MEAN, _STD))
-    return (pixels - mean) / std
-
-
-def _forget(session: Any, frame: int, reach: int) -> None:
-    """Drops what a model that looks ``reach`` frames back needs no more after ``frame``; the clicked frame stays."""
-    for old in [number for number in session.processed_frames if number < frame]:
-        del session.processed_frames[old]
-    for outputs in (entry["non_cond_frame_outputs"] for entry in session.output_dict_per_obj.values()):
-        for old in [number for number in outputs if number <= frame - reach]:
-            del outputs[old]
-    for tracked in session.frames_tracked_per_obj.values():
-        for old in [number for number in tracked if number <= frame - reach]:
-            del tracked[old]

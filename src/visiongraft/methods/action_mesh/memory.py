@@ -97,8 +97,8 @@ class Stagewise:
         chosen = torch.device(device)
         if gpu_id is not None:
             chosen = torch.device(chosen.type, gpu_id)
-        pipeline: Any = self
-        pipeline.to("cpu")
+        for module in self._component_modules():
+            module.to("cpu")
         empty_cache(chosen)
         self._stage_device = chosen
 
@@ -116,10 +116,13 @@ class Stagewise:
         """Where stages compute."""
         if self._stage_device is not None:
             return self._stage_device
-        pipeline: Any = self
-        # not DiffusionPipeline.device, which asks a component that may be a plain module
-        modules = [component for component in pipeline.components.values() if isinstance(component, nn.Module)]
+        modules = self._component_modules()
         return next((parameter.device for module in modules for parameter in module.parameters()), torch.device("cpu"))
+
+    def _component_modules(self) -> list[nn.Module]:
+        """Not by DiffusionPipeline's ``device`` and ``to``, which ask for a dtype that a plain module as image encoder lacks."""
+        pipeline: Any = self
+        return [component for component in pipeline.components.values() if isinstance(component, nn.Module)]
 
     @contextmanager
     def working(self, name: str) -> Iterator[Any]:

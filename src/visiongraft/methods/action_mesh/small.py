@@ -54,3 +54,8 @@ def preset_for(model: Any, name: str = "default", **changes: Any) -> Preset:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}; got {name!r}.")
     own = (SMALL_PRESETS if sees_silhouettes(model) else PRESETS)[name]
     return replace(own, **{field: value for field, value in changes.items() if value is not None})
+
+
+def resolution_for(model: Any) -> int:
+    """Cells along an axis at which meshes are extracted, where none are asked for: small models have no finer detail than 64."""
+    return 64 if sees_silhouettes(model) else 256

@@ -21,7 +21,8 @@ class StudyBudget:
         autoencoder_steps: of stage II, and of each of its ablations
         batch_size: of every stage; default: the stage's own
         clips: held-out clips of each motion in the cells that the headline compares
-        side_clips: the same for ablations, anchors and windows: the first of those clips
+        side_clips: the same for ablations and anchors: the first of those clips
+        long_clips: the same for two windows
         frames: of a clip, and of the window
         long_frames: of the clips that need two windows
         steps: of sampling, for the base and for stage I
@@ -38,7 +39,8 @@ class StudyBudget:
     autoencoder_steps: int = 1500
     batch_size: int | None = None
     clips: int = 12
-    side_clips: int = 8
+    side_clips: int = 6
+    long_clips: int = 4
     frames: int = 6
     long_frames: int = 11
     steps: int = 20
@@ -48,7 +50,7 @@ class StudyBudget:
     points: int = 600
 
     def __post_init__(self) -> None:
-        counts = ("vae_steps", "base_steps", "denoiser_steps", "autoencoder_steps", "side_clips", "steps", "points")
+        counts = ("vae_steps", "base_steps", "denoiser_steps", "autoencoder_steps", "side_clips", "long_clips", "steps", "points")
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
@@ -59,15 +61,17 @@ class StudyBudget:
             )
         if self.side_clips > self.clips:
             raise ValueError(f"side_clips are some of the clips, at most {self.clips}; got {self.side_clips}.")
-        if self.resolution < 8 or self.grid < 8:
-            raise ValueError(f"The grids need at least 8 cells a side; got resolution={self.resolution}, grid={self.grid}.")
+        if min(self.resolution, self.grid) < 8 or self.resolution % 2:
+            raise ValueError(
+                f"The grids need at least 8 cells a side, and resolution is even; got resolution={self.resolution}, grid={self.grid}."
+            )
 
     def smoke(self) -> "StudyBudget":
         """A tenth of the training and next to no clips: whether everything runs, and nothing about the claims."""
         names = ("vae_steps", "base_steps", "denoiser_steps", "autoencoder_steps")
         fewer = {name: max(1, getattr(self, name) // _SMOKE_SHARE) for name in names}
         clips = min(self.clips, _SMOKE_CLIPS)
-        return replace(self, **fewer, clips=clips, side_clips=min(self.side_clips, clips))
+        return replace(self, **fewer, clips=clips, side_clips=min(self.side_clips, clips), long_clips=min(self.long_clips, clips))
 
 
 @dataclass(kw_only=True)

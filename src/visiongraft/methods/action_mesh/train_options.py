@@ -118,7 +118,8 @@ class TrainOptions:
         image_encoder: toy (16 patches of a 16x16 silhouette), or a folder or hub id of DINOv2; default: toy for small and tiny,
             facebook/dinov2-large for released
         kinds: of procedural shapes: creature, bend, twist, walk, cloth, blob
-        framing: of procedural pictures: the whole box (world), or the square around the clip (box)
+        framing: of procedural pictures seen from the front: the square around the clip (box), as clips are cropped when they are
+            animated, or the whole box [-1, 1] (world)
         random_view: random cameras for procedural shapes, as in the paper; else they are seen from the front
         clips: procedural clips
         draws: stretches and subsets of points drawn from each file
@@ -164,7 +165,7 @@ class TrainOptions:
     init: str | None = None
     image_encoder: str | None = None
     kinds: list[str] = field(default_factory=lambda: ["creature"])
-    framing: Literal["world", "box"] = "world"
+    framing: Literal["box", "world"] = "box"
     random_view: bool = False
     clips: int = 1_000_000
     draws: int = 64

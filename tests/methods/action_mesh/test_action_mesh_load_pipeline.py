@@ -1,0 +1,79 @@
+"""Pipelines from folders: what is found where, what suits which weights, and what does not fit together."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from tiny_files import write_inputs
+
+from visiongraft.cli import main
+from visiongraft.methods.action_mesh import small
+from visiongraft.methods.action_mesh.config import create
+from visiongraft.methods.action_mesh.load_pipeline import load_pipeline, load_shape_pipeline
+from visiongraft.methods.action_mesh.small import SMALL_PRESETS, preset_for
+from visiongraft.methods.action_mesh.toy_video import toy_context
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The clip has"),
+    pytest.mark.filterwarnings("ignore:.*coordinates are at the sides"),
+    pytest.mark.filterwarnings("ignore:The object touches"),
+]
+QUICK = ("--steps", 1, "--shape_steps", 1, "--resolution", 12)
+
+
+def run(*words) -> int:
+    return main(["action_mesh", *map(str, words)])
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return write_inputs(tmp_path_factory.mktemp("action_mesh"))
+
+
+def test_small_weights_are_bundled_or_missed_plainly(monkeypatch, tmp_path, place, capsys):
+    monkeypatch.setattr(small, "WEIGHTS", tmp_path)
+    assert run("animate", place / "clip.mp4", "-o", tmp_path / "a.glb") == 2
+    assert "bundles no small weights yet; train them with visiongraft action_mesh study --bundle true" in capsys.readouterr().err
+    (tmp_path / "small").symlink_to(place / "weights")
+    assert run("animate", place / "clip.mp4", "-o", tmp_path / "a.glb", "--max_frames", 2, *QUICK) == 0
+    assert "16 x 16 silhouettes" in capsys.readouterr().err
+
+
+def test_pipelines_find_their_parts(place, tmp_path):
+    pipeline = load_pipeline(place / "weights", dtype=torch.bfloat16, low_memory=True)
+    assert pipeline.image_encoder is toy_context and pipeline.low_memory and pipeline.dit.dtype == torch.bfloat16
+    assert preset_for(pipeline.denoiser) == SMALL_PRESETS["default"]
+    assert preset_for(pipeline.denoiser, "fast", steps=3, guidance=None).steps == 3
+    with pytest.raises(ValueError, match="preset must be one of default, fast"):
+        preset_for(pipeline.denoiser, "slow")
+    # the grafts alone, with the base elsewhere: ActionMesh's way to publish
+    grafts, base = tmp_path / "grafts", tmp_path / "base"
+    for folder, parts in ((grafts, ("denoiser", "autoencoder")), (base, ("vae", "dit"))):
+        folder.mkdir()
+        for part in parts:
+            (folder / part).symlink_to(place / "weights" / part)
+    joined = load_pipeline(grafts, base=base)
+    assert torch.equal(joined.dit.proj_in.weight, load_shape_pipeline(base).transformer.proj_in.weight)
+    with pytest.raises(FileNotFoundError, match="VAST-AI/TripoSG"):
+        load_pipeline(grafts)
+    # without stage 0 only given meshes move
+    (tmp_path / "given").mkdir()
+    for part in ("vae", "denoiser", "autoencoder"):
+        (tmp_path / "given" / part).symlink_to(place / "weights" / part)
+    assert load_pipeline(tmp_path / "given").dit is None
+
+
+def test_parts_of_different_trainings_are_refused(place, tmp_path):
+    create("vae", "tiny", latent_channels=6).save_pretrained(tmp_path / "vae")
+    for part in ("dit", "denoiser", "autoencoder"):
+        (tmp_path / part).symlink_to(place / "weights" / part)
+    with pytest.raises(ValueError, match=r"latents of several widths \(vae 6, dit 4, denoiser 4, autoencoder 4\)"):
+        load_pipeline(tmp_path)
+    create("dit", "tiny", cross_attention_dim=16).save_pretrained(tmp_path / "other" / "dit")
+    for part in ("vae", "denoiser", "autoencoder"):
+        (tmp_path / "other" / part).symlink_to(place / "weights" / part)
+    with pytest.raises(ValueError, match=r"pictures of several widths \(dit 16, denoiser 24\)"):
+        load_pipeline(tmp_path / "other")
