@@ -290,7 +290,7 @@ def _on_gpu(run: Callable[[], Tensor], repeats: int) -> tuple[float, float]:
 if __name__ == "__main__":
     parts = {"forward": forward, "real": real}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[*parts, []], help="which; default: forward")
+    parser.add_argument("parts", nargs="*", choices=[*parts, []], metavar="{forward,real}", help="which; default: forward")
     parser.add_argument("--repeats", type=int, default=5, help="of the medium size; the tiny one runs 60 times as often")
     options = parser.parse_args()
     for part in options.parts or ["forward"]:

@@ -1,6 +1,7 @@
 """Chamfer distances and ICP of ActionMesh's evaluation: the k-d tree beside brute force, in one process. Prints; asserts nothing.
 
 python benchmarks/action_mesh_metrics.py                 # one thread of a CPU, a few minutes
+python benchmarks/action_mesh_metrics.py --largest 1000  # only clouds of at most so many points, half a minute
 python benchmarks/action_mesh_metrics.py --device cuda   # brute force there against the tree on the CPU; the whole protocol of 16 frames
 
 Brute force is the arithmetic of the released benchmark (pytorch3d's nearest neighbours compare all pairs). Ratios are its time over the
@@ -46,10 +47,14 @@ def compare(what: str, call: Callable[[str], float], options: argparse.Namespace
 
 def distances(options: argparse.Namespace) -> None:
     for num, asked in ((600, 600), (10_000, 10_000), (100_000, 10_000)):
+        if num > options.largest:
+            continue
         a, b = cloud(num, 0).to(options.device), cloud(num, 1).to(options.device)
         what = f"chamfer, {num:,} points, {asked:,} queries each way"
         compare(what, lambda search, a=a, b=b, asked=asked: chamfer_distance(a, b, asked, search=search), options)
-    for frames, num in ((16, 10_000), (16, 30_000)):
+    for frames, num in ((16, 1_000), (16, 10_000), (16, 30_000)):
+        if num > options.largest:
+            continue
         a = torch.stack([cloud(num, 0) * (1 + 0.02 * k) for k in range(frames)]).to(options.device)
         b = torch.stack([cloud(num, 1) * (1 + 0.02 * k) for k in range(frames)]).to(options.device)
         what = f"CD-M, {frames} frames, {num:,} points"
@@ -58,6 +63,8 @@ def distances(options: argparse.Namespace) -> None:
 
 def alignment(options: argparse.Namespace) -> None:
     for num, steps in ((150, 10), (1_000, 5), (3_000, 1), (10_000, 1)):
+        if num > options.largest:
+            continue
         a, b = cloud(num, 0)[None].to(options.device), cloud(num, 1)[None].to(options.device)
         icp = IcpOptions(steps=steps)
         what = f"ICP, 24 starts, {num:,} points, {steps} of 200 steps"
@@ -69,7 +76,7 @@ def presets(options: argparse.Namespace) -> None:
     light = seconds(lambda: register(a, b, LIGHT), 3, options)
     full = seconds(lambda: register(a, b, RELEASED), 1, options)
     print(f"\nICP of 6 frames of 150 points: light preset {light:.2f} s, released {full:.2f} s, ratio {full / light:.1f}x")
-    if options.device != "cpu":
+    if options.device != "cpu" and options.largest >= 100_000:
         faces = torch.tensor([[0, 1, 2], [0, 2, 3], [0, 3, 1], [1, 3, 2]])
         meshes = [Mesh(torch.tensor([[1.0, 0, 0], [-0.5, 0.8, 0], [-0.5, -0.8, 0], [0, 0, 0.5 + 0.02 * k]]), faces) for k in range(16)]
         truth = torch.stack([cloud(100_000, k) for k in range(16)])
@@ -81,6 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--largest", type=int, default=100_000, help="points of the largest cloud")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     # with one thread the CPU's time leaves out what other processes take

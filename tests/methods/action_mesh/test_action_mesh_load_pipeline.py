@@ -66,6 +66,30 @@ def test_pipelines_find_their_parts(place, tmp_path):
     assert load_pipeline(tmp_path / "given").dit is None
 
 
+def test_released_layouts_make_one_pipeline(place, tmp_path, capsys):
+    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+
+    grafts, base = tmp_path / "ActionMesh", tmp_path / "TripoSG"
+    for folder, parts in ((grafts, {"denoiser": "denoiser", "autoencoder": "autoencoder"}), (base, {"transformer": "dit", "vae": "vae"})):
+        folder.mkdir()
+        for name, part in parts.items():
+            (folder / name).symlink_to(place / "weights" / part)
+    config = Dinov2Config(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
+    Dinov2Model(config).save_pretrained(base / "image_encoder_dinov2")
+    BitImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 28, "width": 28}).save_pretrained(base / "feature_extractor_dinov2")
+    (base / "scheduler").mkdir()
+    (base / "scheduler" / "scheduler_config.json").write_text('{"num_train_timesteps": 1000, "shift": 1, "use_dynamic_shifting": false}')
+    (base / "model_index.json").write_text('{"_class_name": "TripoSGPipeline"}')
+    pipeline = load_pipeline(grafts, base=base)
+    assert isinstance(pipeline.image_encoder, Dinov2Model) and pipeline.feature_extractor is not None
+    assert load_pipeline(grafts, base=base, image_encoder="toy").image_encoder is toy_context
+    words = ("--base", base, "--weights", grafts, *QUICK, "--max_frames", 2)
+    assert run("animate", place / "clip.mp4", *words, "-o", tmp_path / "a.glb") == 0
+    assert run("image-to-3d", place / "picture.png", "--weights", base, "--steps", 1, "--resolution", 12, "-o", tmp_path / "b.glb") == 0
+    with pytest.raises(ValueError, match="is TripoSG's folder, the base: give it as base"):
+        load_pipeline(base)
+
+
 def test_parts_of_different_trainings_are_refused(place, tmp_path):
     create("vae", "tiny", latent_channels=6).save_pretrained(tmp_path / "vae")
     for part in ("dit", "denoiser", "autoencoder"):

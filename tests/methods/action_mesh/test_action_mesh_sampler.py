@@ -151,6 +151,8 @@ def test_bad_guidance_is_refused():
         PairGuidance(((0, 1), (1, 1)), (1.0, 2.0))
     with pytest.raises(ValueError, match=r"one of \[0, 0\], \[0, 1\], \[1, 0\], \[1, 1\]; got \[2, 1\]"):
         PairGuidance(((2, 1), (1, 1)), (1.0,))
+    with pytest.raises(ValueError, match=r"got \[0.5, 1\]"):
+        PairGuidance(((0.5, 1), (1, 1)), (1.0,))
     with pytest.raises(ValueError, match="for 0 pairs"):
         PairGuidance((), ())
 

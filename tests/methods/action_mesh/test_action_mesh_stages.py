@@ -67,14 +67,16 @@ def test_noise_of_a_window_is_that_of_its_own_seed():
 
 
 def test_a_batch_is_several_clips():
-    def alone(latents, context, framestep, timestep, mask):
-        return latents * context.mean() * 0 + latents.mean((2, 3), keepdim=True) - latents + context
+    def mixes_frames(latents, context, framestep, timestep, mask):
+        return latents.mean((1, 2, 3), keepdim=True) - latents + context + mask[..., None, None]
 
-    alone.config = SimpleNamespace(in_channels=2)
+    mixes_frames.config = SimpleNamespace(in_channels=2)
     context = torch.randn(2, 6, 1, 1, generator=torch.Generator().manual_seed(0))
-    bank = generate_latents(alone, context, TimeBank({2: torch.ones(2, 3, 2)}), anchor=2, **SHORT)
-    assert bank[5].shape == (2, 3, 2)
-    assert not torch.equal(bank[5][0], bank[5][1])
+    other = context + torch.tensor([0.0, 1.0])[:, None, None, None]
+    known = TimeBank({2: torch.ones(2, 3, 2)})
+    bank, changed = (generate_latents(mixes_frames, one, known, anchor=2, **SHORT) for one in (context, other))
+    for frame in (0, 1, 3, 4, 5):
+        assert torch.equal(bank[frame][0], changed[frame][0]) and not torch.equal(bank[frame][1], changed[frame][1])
 
 
 def test_known_frames_of_a_shorter_clip_are_kept_and_only_the_rest_is_made():

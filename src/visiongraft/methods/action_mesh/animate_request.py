@@ -76,9 +76,7 @@ def _text(options: AnimateOptions) -> Request:
     if not options.input.strip():
         raise ValueError("With --mode text the input is the text itself: say what is to be seen and how it moves.")
     if options.mesh is not None or options.mesh_sequence is not None:
-        raise ValueError(
-            "With --mode text everything is made from the text; to move a mesh by a text, make it the input."
-        )
+        raise ValueError("With --mode text everything is made from the text; to move a mesh by a text, make it the input.")
     request = Request(mode="text", name=Path("text-animated"), prompt=options.input, motion=options.text)
     _check_unused_clip_options(options, "text")
     _check_generators(request, options)
@@ -134,9 +132,7 @@ def _check_together(mode: Mode, kind: str, path: Path, options: AnimateOptions) 
             raise ValueError(f"{path} alone does not move{single}: say with --text how it moves, or give a video of it.")
         _check_unused_clip_options(options, mode)
     if mode == "mesh-text" and options.mesh_yaw == "auto":
-        raise ValueError(
-            "The clip starts from a picture of the mesh itself, so that there is no turn to search for; give degrees."
-        )
+        raise ValueError("The clip starts from a picture of the mesh itself, so that there is no turn to search for; give degrees.")
 
 
 def _check_unused_clip_options(options: AnimateOptions, mode: str) -> None:
@@ -163,7 +159,8 @@ def _check_generators(request: Request, options: AnimateOptions) -> None:
     if request.mode == "text" and options.image_generator is None:
         raise ValueError(
             "Mode text needs a model that draws: give --image_generator with the folder or hub id of a Diffusers text-to-image pipeline "
-            f"and --video_generator with that of an image-to-video one, such as {_WAN}; or --text_video_generator with a Wan text-to-video one."
+            f"and --video_generator with that of an image-to-video one, such as {_WAN}; "
+            "or --text_video_generator with a Wan text-to-video one."
         )
     if options.video_generator is None:
         raise ValueError(

@@ -58,8 +58,8 @@ def plan_outputs(output: Path | None, formats: Sequence[Format] | None, default:
     wanted = list(dict.fromkeys(formats)) if formats is not None else [named or "glb"]
     if not wanted or (named is not None and named not in wanted):
         raise ValueError(f"The output {output} is not of the formats {', '.join(wanted) or '(none)'}; name one that is, or a folder.")
-    endings = {kind: suffix for suffix, kind in SUFFIXES.items()} | {"obj": "-obj"}
-    files = {kind: stem.with_name(stem.name + endings[kind]) for kind in wanted}
+    endings: dict[Format, str] = {kind: suffix for suffix, kind in SUFFIXES.items()} | {"obj": "-obj"}
+    files: dict[Format, Path] = {kind: stem.with_name(stem.name + endings[kind]) for kind in wanted}
     sheet = stem.with_name(stem.name + ".png")
     taken = {path.resolve() for path in inputs}
     for path in (*files.values(), sheet):

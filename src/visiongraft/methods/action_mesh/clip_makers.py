@@ -52,9 +52,7 @@ def make_matting(options: MattingOptions, device: str) -> str | Matting:
         raise ValueError(f"--matting_model is for --matting sam2 or rmbg, not for {options.matting}.")
     if options.matting == "sam2":
         if options.click is None:
-            raise ValueError(
-                "--matting sam2 follows an object that was clicked on: give --click '[u, v]' in pixels."
-            )
+            raise ValueError("--matting sam2 follows an object that was clicked on: give --click '[u, v]' in pixels.")
         model = _loaded("SAM 2", options.matting_model or SAM2_LARGE, load_sam2_video)
         return Sam2Matting(model.to(device), options.click, frame=options.click_frame)
     if options.matting == "rmbg":
@@ -106,15 +104,15 @@ def text_to_video(options: AnimateOptions, num_frames: int) -> TextToVideo:
         ValueError: one that cannot be loaded, or fewer than 2 frames.
     """
     pipeline = _pipeline("video generator", options.text_video_generator, generators.load_text_to_video, options)
-    chosen = {"num_frames": num_frames, "stride": options.generator_stride, "seed": options.seed}
+    chosen: dict[str, Any] = {"num_frames": num_frames, "stride": options.generator_stride, "seed": options.seed}
     return generators.text_to_video(pipeline, **chosen, **_sides(options), **_steps(options))
 
 
-def _sides(options: AnimateOptions) -> dict[str, int]:
+def _sides(options: AnimateOptions) -> dict[str, Any]:
     return {} if options.generator_size is None else {"height": options.generator_size, "width": options.generator_size}
 
 
-def _steps(options: AnimateOptions) -> dict[str, int]:
+def _steps(options: AnimateOptions) -> dict[str, Any]:
     return {} if options.generator_steps is None else {"num_inference_steps": options.generator_steps}
 
 

@@ -133,7 +133,7 @@ class EvaluateOptions:
     ground_truth: Path
     predictions: Path
     output: Path = Path("evaluation.csv")
-    variant: Literal["released", "paper", "light"] = "released"
+    variant: str = "released"
     motion: bool = True
     pattern: str = "mesh_*"
     recompute: bool = False

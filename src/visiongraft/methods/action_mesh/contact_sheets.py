@@ -1,6 +1,7 @@
 """Pictures that show a result at a glance: what went in above, the meshes below."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,7 +64,7 @@ def mesh_row(
     vertices: Float[Tensor, "t v 3"], faces: Int[Tensor, "f 3"], camera: MeshCamera, colors: Float[Tensor, "v 3"] | None = None
 ) -> list[Float[Tensor, "3 side side"]]:
     """Pictures of meshes before white, in one common box."""
-    options = {} if colors is None else {"color": colors}
+    options: dict[str, Any] = {} if colors is None else {"color": colors}
     boxed = in_unit_box(vertices)
     return [composite_on_white(render_mesh(mesh, faces, camera, TILE, **options)).clamp(0, 1) for mesh in boxed]
 

@@ -68,7 +68,7 @@ class SampleResult:
 
 @runtime_checkable
 class FolderOptions(Protocol):
-    """What ``visiongraft action-mesh evaluate`` asks for; see :func:`evaluate_folder`."""
+    """What ``visiongraft action_mesh evaluate`` asks for; see :func:`evaluate_folder`."""
 
     ground_truth: Path
     predictions: Path

@@ -37,12 +37,12 @@ class PairGuidance:
     scales: tuple[float, ...] = (7.5,)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "pairs", tuple(tuple(int(value) for value in pair) for pair in self.pairs))
-        object.__setattr__(self, "scales", tuple(float(scale) for scale in self.scales))
         for pair in self.pairs:
-            if pair not in PAIRS:
+            if tuple(pair) not in PAIRS:  # before anything is rounded
                 allowed = ", ".join(str(list(one)) for one in PAIRS)
                 raise ValueError(f"A guidance pair is [image on, latents on], one of {allowed}; got {list(pair)}.")
+        object.__setattr__(self, "pairs", tuple(tuple(int(value) for value in pair) for pair in self.pairs))
+        object.__setattr__(self, "scales", tuple(float(scale) for scale in self.scales))
         if not self.pairs or len(self.scales) != len(self.pairs) - 1:
             raise ValueError(
                 f"len(scales) must be len(pairs)-1, one for each branch after the first; got {len(self.scales)} scales "

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -18,6 +18,8 @@ from visiongraft.methods.action_mesh.toy_video import CONTEXT_DIM, toy_context
 from visiongraft.methods.action_mesh.trained_parts import load_part
 
 TRIPOSG = "VAST-AI/TripoSG"
+_STAGE_0 = ("dit", "base", "transformer")
+"""Folders that stage 0 may have."""
 ImageEncoder = str | nn.Module | Callable[..., Any]
 """``toy``, a hub id or folder of a DINOv2, or the encoder itself."""
 
@@ -53,15 +55,14 @@ def load_pipeline(
     """
     folder = small_folder() if str(source) == "small" else local_folder(source)
     parts: dict[str, Any] = {}
+    if _has(folder, "transformer") and not _has(folder, "denoiser"):
+        raise ValueError(f"{folder} is TripoSG's folder, the base: give it as base, and ActionMesh's or your own as the weights.")
     if not _has(folder, "vae"):
-        models = load(folder)
-        if not isinstance(models, ActionMeshModels):
-            raise ValueError(f"{folder} is TripoSG's folder, the base: give it as base, and ActionMesh's or your own as the weights.")
-        parts |= models
+        parts |= cast(ActionMeshModels, load(folder))
     else:
-        parts |= {part: load_part(folder, part) for part in ("denoiser", "autoencoder", "vae")}
-        if _has(folder, "base", "transformer", "dit"):
-            parts["dit"] = load_part(folder, "dit")
+        parts |= {part: _part(folder, part, part) for part in ("denoiser", "autoencoder", "vae")}
+        if _has(folder, *_STAGE_0):
+            parts["dit"] = _part(folder, "dit", *_STAGE_0)
     if "vae" not in parts or base is not None:
         # what the source has goes first
         parts = _of_base(TRIPOSG if base is None else base) | parts
@@ -109,6 +110,12 @@ def _has(folder: Path, *names: str) -> bool:
     return any((folder / name / "config.json").is_file() for name in names)
 
 
+def _part(folder: Path, part: str, *names: str) -> Any:
+    """A part from its own folder, so that another part in there is told by its kind."""
+    own = next((folder / name for name in names if (folder / name / "config.json").is_file()), folder)
+    return load_part(own, part)
+
+
 def _of_base(source: str | Path) -> dict[str, Any]:
     """VAE, stage 0 and, from TripoSG's folder, its image encoder."""
     folder = local_folder(source)
@@ -123,7 +130,7 @@ def _of_base(source: str | Path) -> dict[str, Any]:
             "image_encoder": tripo.image_encoder_dinov2,
             "feature_extractor": tripo.feature_extractor_dinov2,
         }
-    return {"vae": load_part(folder, "vae"), "dit": load_part(folder, "dit"), "scheduler": RectifiedFlowScheduler()}
+    return {"vae": _part(folder, "vae", "vae"), "dit": _part(folder, "dit", *_STAGE_0), "scheduler": RectifiedFlowScheduler()}
 
 
 def _encoder(given: ImageEncoder | None, model: Any, own: Any, dtype: torch.dtype | None) -> Any:

@@ -158,6 +158,8 @@ class ActionMeshPipeline(Stagewise, DiffusionPipeline):
         windows = plan_windows(0 if anchor is None else anchor, count, window, slide)
         check_num_frames(count, self.denoiser.config.temporal_context_size)
         _check_options(count, mesh, anchor, anchor_latents, sources, continue_from)
+        if mesh is None and (fit_scale != 1 or mesh_yaw != 0):
+            raise ValueError(f"fit_scale and mesh_yaw are for a given mesh, and there is none; got {fit_scale} and {mesh_yaw!r}.")
         num_tokens = self.denoiser.config.num_tokens_nominal if num_tokens is None else num_tokens
         run = _Run(preset_of(preset), seed, num_tokens, self.stage_device, precision, callback, cancel, on_stage)
         prepared = prepared_frames(frames)
@@ -272,6 +274,8 @@ class ActionMeshPipeline(Stagewise, DiffusionPipeline):
 
             def told(step: int, steps: int, window: int, windows: int) -> None:
                 bar.total = steps * windows
+                if windows > 1:
+                    bar.set_description(f"{name}, window {window + 1} of {windows}", refresh=False)
                 bar.update(steps * window + step - bar.n)
                 if run.callback is not None:
                     run.callback(step, steps, window, windows)

@@ -8,15 +8,13 @@ import shutil
 from dataclasses import asdict
 from typing import Any
 
+from visiongraft.methods.action_mesh.study_bundle import measure_bundle, write_bundle
 from visiongraft.methods.action_mesh.study_cells import CELLS, MOTIONS, MOVED, Bench, measure_cell, measure_motion
 from visiongraft.methods.action_mesh.study_options import StudyOptions
 from visiongraft.methods.action_mesh.study_pictures import SHEET, animation_sheet
 from visiongraft.methods.action_mesh.study_report import study_report
-from visiongraft.methods.action_mesh.study_training import AUTOENCODER, BASE, DENOISER, VAE, VARIANTS, seed_folder, train_variant
+from visiongraft.methods.action_mesh.study_training import VARIANTS, seed_folder, train_variant
 from visiongraft.studies import Report, Study
-
-BUNDLED = {VAE: "vae", BASE: "dit", DENOISER: "denoiser", AUTOENCODER: "autoencoder"}
-"""Folders of the package's models by training."""
 
 
 def run_study(options: StudyOptions) -> Report:
@@ -29,8 +27,8 @@ def run_study(options: StudyOptions) -> Report:
     study = Study(name="action_mesh", output=options.output, settings=settings)
     results = [_seed(study, options, seed) for seed in options.seeds]
     shutil.copyfile(seed_folder(options, options.seeds[0]) / SHEET, options.output / SHEET)
-    size = bundle(options) if options.bundle else None
-    report = study_report(options, results, size, settings, study.seconds)
+    bundled = _bundle(study, options) if options.bundle else None
+    report = study_report(options, results, bundled, settings, study.seconds)
     report.write(options.output)
     return report
 
@@ -51,10 +49,8 @@ def _seed(study: Study, options: StudyOptions, seed: int) -> dict[str, Any]:
     return {"training": training, "cells": cells, "moved": moved}
 
 
-def bundle(options: StudyOptions) -> int:
-    """Writes the models of the first seed as the package ships them; returns their size in bytes."""
-    weights = options.output / "weights" / "small"
-    for name, part in BUNDLED.items():
-        shutil.rmtree(weights / part, ignore_errors=True)
-        shutil.copytree(seed_folder(options, options.seeds[0]) / name / VARIANTS[name].stage, weights / part)
-    return sum(file.stat().st_size for file in weights.rglob("*") if file.is_file())
+def _bundle(study: Study, options: StudyOptions) -> dict[str, Any]:
+    """The package's models: ``bytes``, and ``cells`` by motion."""
+    seed = options.seeds[0]
+    size = write_bundle(options)
+    return {"bytes": size, "cells": study.unit(f"bundle-{seed}", lambda: measure_bundle(Bench(options, seed)))}

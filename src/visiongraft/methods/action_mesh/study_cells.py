@@ -22,7 +22,14 @@ from visiongraft.methods.action_mesh.shape_latents import sample_shape
 from visiongraft.methods.action_mesh.stage_one import generate_latents
 from visiongraft.methods.action_mesh.stage_two import deform_mesh
 from visiongraft.methods.action_mesh.study_clips import Clips, held_out_clips, true_latents
-from visiongraft.methods.action_mesh.study_measures import decoded_meshes, measure_meshes, measure_overlap, motion_errors, true_meshes
+from visiongraft.methods.action_mesh.study_measures import (
+    decoded_meshes,
+    light_protocol,
+    measure_meshes,
+    measure_overlap,
+    motion_errors,
+    true_meshes,
+)
 from visiongraft.methods.action_mesh.study_options import StudyBudget, StudyOptions
 from visiongraft.methods.action_mesh.study_training import (
     AUTOENCODER,
@@ -209,10 +216,11 @@ def measure_cell(bench: Bench, key: str, motion: str) -> dict[str, list[float]]:
     """What a cell is measured as: one value a clip by name, see :func:`measure_meshes`; ``empty`` counts frames without surface."""
     cell = CELLS[key]
     clips = bench.clips(motion, cell.clips)
+    protocol = light_protocol(bench.plan.points, bench.plan.icp_steps)
     rows: list[dict[str, float]] = []
     for index in range(len(clips)):
         meshes, empty = bench.meshes(cell, motion, index)
-        row = measure_meshes(meshes, clips, index, bench.plan.points, cell.motion is not None) | {"empty": empty}
+        row = measure_meshes(meshes, clips, index, protocol, cell.motion is not None) | {"empty": empty}
         if cell.overlap:
             row |= measure_overlap(bench.model(VAE), bench.cell_latents(cell, motion)[index], clips, index)
         rows.append(row)
@@ -228,5 +236,4 @@ def measure_motion(bench: Bench, key: str, motion: str) -> dict[str, list[float]
     for index in range(len(clips)):
         vertices, faces, seen = clips.mesh(index)
         rows.append(motion_errors(bench.moved(name, latents[index], vertices[0], faces, 0), vertices, seen, 0))
-    return {key: [row[key] for row in rows] for key in rows[0]}
-
+    return {value: [row[value] for row in rows] for value in rows[0]}

@@ -1,6 +1,7 @@
 """What is read out of the study's results: shapes, their distances and overlaps, the side of the tail, and stage II's motion."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,10 +20,12 @@ CLEAR_ANGLE = 0.35
 _NOTHING = 1e-3
 
 
-def light_protocol(points: int) -> AnimationProtocol:
-    """The light distances of small studies with a number of points on every mesh."""
+def light_protocol(points: int, icp_steps: int) -> AnimationProtocol:
+    """The light distances of small studies with a number of points on every mesh, and of steps of the alignment."""
     light = VARIANTS["light"]
-    return AnimationProtocol(points=points, icp_points=min(light.icp_points, points), queries=points, icp=light.icp)
+    # starts are weeded out after a fifth of the steps, as in the light preset
+    icp = replace(light.icp, steps=icp_steps, prune_after=icp_steps // 5)
+    return replace(light, points=points, icp_points=min(light.icp_points, points), queries=points, icp=icp)
 
 
 @torch.no_grad()
@@ -58,23 +61,22 @@ def nothing() -> Mesh:
     return Mesh(_NOTHING * vertices, torch.tensor([[0, 1, 2], [0, 3, 1], [0, 2, 3], [1, 3, 2]]))
 
 
-def measure_meshes(meshes: Sequence[Mesh], clips: Clips, index: int, points: int, tracked: bool) -> dict[str, float]:
+def measure_meshes(meshes: Sequence[Mesh], clips: Clips, index: int, protocol: AnimationProtocol, tracked: bool) -> dict[str, float]:
     """Distances, flicker and the side of the tail of one clip.
 
     Args:
         meshes: of every frame.
         clips, index: the truth.
-        points: drawn on every mesh.
+        protocol: of the distances; see :func:`light_protocol`.
         tracked: the meshes have one topology: CD-M and the flicker of vertices are measured, too.
 
     Returns:
         ``cd_3d``, ``cd_4d`` (and ``cd_m``) in world units; ``change`` and ``detour`` of :func:`cloud_flicker` (and ``jitter`` of
         :func:`vertex_flicker`); ``agree`` of ``counted`` frames by :func:`side_agreement`.
     """
-    protocol = light_protocol(points)
     scores = score_animation(clips.truth[index, ..., :3], meshes, protocol, motion=tracked)
-    clouds = sample_frames(meshes, points, protocol.seed)
-    flicker = cloud_flicker(clouds, points)
+    clouds = sample_frames(meshes, protocol.points, protocol.seed)
+    flicker = cloud_flicker(clouds, protocol.points)
     agree, counted = side_agreement(right_sides(clouds, clips.tail()[index]), clips.creatures.angles[index])
     row = {"cd_3d": scores.cd_3d, "cd_4d": scores.cd_4d, "change": flicker.change, "detour": flicker.detour}
     row |= {"agree": agree, "counted": counted}
@@ -159,4 +161,3 @@ def true_meshes(clips: Clips, index: int, resolution: int) -> list[Mesh]:
 
     found = [surface(lambda points, frame=frame: inside(points, frame), resolution) for frame in frames]
     return [mesh for mesh in found if mesh is not None]
-

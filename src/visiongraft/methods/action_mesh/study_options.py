@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 Scale = Literal["small", "smoke"]
-_SMOKE_SHARE = 10
-_SMOKE_CLIPS = 2
+_SMOKE_SHARE = 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +29,7 @@ class StudyBudget:
         resolution: cells a side of the grid that meshes are extracted from
         grid: points a side of the grid that overlap is counted on
         points: tracked ones of the truth, and of every mesh that is scored
+        icp_steps: of the alignment of scored meshes
     """
 
     size: Literal["small", "tiny"] = "small"
@@ -48,12 +48,15 @@ class StudyBudget:
     resolution: int = 32
     grid: int = 24
     points: int = 600
+    icp_steps: int = 60
 
     def __post_init__(self) -> None:
         counts = ("vae_steps", "base_steps", "denoiser_steps", "autoencoder_steps", "side_clips", "long_clips", "steps", "points")
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
+        if self.icp_steps < 5:
+            raise ValueError(f"icp_steps must be at least 5; got {self.icp_steps}.")
         if self.frames < 3 or not self.frames < self.long_frames < 2 * self.frames:
             raise ValueError(
                 "Clips have at least 3 frames, for flicker, and long ones more than those but fewer than twice as many, so that they "
@@ -67,11 +70,13 @@ class StudyBudget:
             )
 
     def smoke(self) -> "StudyBudget":
-        """A tenth of the training and next to no clips: whether everything runs, and nothing about the claims."""
+        """A thirtieth of the training, one clip and coarse measures: whether everything runs, and nothing about the claims."""
         names = ("vae_steps", "base_steps", "denoiser_steps", "autoencoder_steps")
         fewer = {name: max(1, getattr(self, name) // _SMOKE_SHARE) for name in names}
-        clips = min(self.clips, _SMOKE_CLIPS)
-        return replace(self, **fewer, clips=clips, side_clips=min(self.side_clips, clips), long_clips=min(self.long_clips, clips))
+        fewer |= {"clips": 1, "side_clips": 1, "long_clips": 1}
+        coarser = {"steps": 4, "resolution": 16, "grid": 12, "points": 100, "icp_steps": 5, "batch_size": 8}
+        given = {name: value if getattr(self, name) is None else min(value, getattr(self, name)) for name, value in coarser.items()}
+        return replace(self, **fewer, **given)
 
 
 @dataclass(kw_only=True)
@@ -81,7 +86,7 @@ class StudyOptions:
     Args:
         output: folder of report.json, report.md, figures and trained models; an interrupted study continues there
         seeds: independent repetitions, each with its own trainings, clips and noise
-        scale: small, or smoke: a tenth of the training on two clips, which only checks that everything runs
+        scale: small, or smoke: a thirtieth of the training on one clip, which only checks that everything runs
         bundle: also write the package's models, those of the first seed, into output/weights/small
         budget: how much is trained and measured
     """
@@ -107,7 +112,7 @@ class StudyOptions:
 def study(options: StudyOptions) -> int:
     """Measure the paper's claims at small scale: single frames against stage I and stage I + II on held-out clips, over several seeds.
 
-    It takes about an hour of CPU time a seed. Processes may share it on one output: each with seeds of its own, and a last call with all
+    It takes about half an hour of CPU time a seed. Processes may share it on one output: each with seeds of its own, and a last call with all
     of them, which reports. Set OMP_NUM_THREADS=1 for each.
 
     examples:

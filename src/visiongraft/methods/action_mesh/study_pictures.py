@@ -15,7 +15,8 @@ from visiongraft.worlds.mesh_rasteriser import render_mesh
 
 SHEET = "animations.png"
 SHOWN = ("truth", "base", "same-noise", "one", "two")
-_MOTION, _SIZE = "const", 144
+_MOTION = "const"
+_WIDTH, _HEIGHT = 144, 112
 _COLORS = {"truth": (0.62, 0.64, 0.68), "base": (0.83, 0.42, 0.30), "same-noise": (0.86, 0.62, 0.28)}
 _GRAFT = (0.30, 0.50, 0.78)
 
@@ -35,12 +36,14 @@ def animation_sheet(bench: Bench, path: Path) -> dict[str, int]:
 
 
 def _grey(picture: Tensor) -> np.ndarray:
-    scale = _SIZE // picture.shape[-1]
-    return 1 - 0.5 * np.kron(picture.numpy(), np.ones((scale, scale)))[..., None].repeat(3, -1)
+    """A silhouette, enlarged; above and below it there is nothing."""
+    scale, cut = _WIDTH // picture.shape[-1], (_WIDTH - _HEIGHT) // 2
+    large = np.kron(picture.numpy(), np.ones((scale, scale)))[cut : _WIDTH - cut]
+    return 1 - 0.5 * large[..., None].repeat(3, -1)
 
 
 def _drawn(mesh: Mesh, camera: MeshCamera, color: tuple[float, float, float]) -> np.ndarray:
-    drawn = render_mesh(mesh.vertices, mesh.faces, camera, _SIZE, color=color)
+    drawn = render_mesh(mesh.vertices, mesh.faces, camera, (_HEIGHT, _WIDTH), color=color)
     return composite_on_white(drawn[None])[0].permute(1, 2, 0).clamp(0, 1).numpy()
 
 
@@ -49,7 +52,7 @@ def _sheet(rows: list[list[np.ndarray]], titles: list[str], path: Path) -> None:
 
     columns = max(map(len, rows))
     with plot_style():
-        figure, axes = plt.subplots(len(rows), columns, figsize=(1.25 * columns + 1.4, 1.25 * len(rows) + 0.3), squeeze=False)
+        figure, axes = plt.subplots(len(rows), columns, figsize=(1.25 * columns + 1.4, 0.97 * len(rows) + 0.3), squeeze=False)
         for line, row, title in zip(axes, rows, titles, strict=True):
             for place, (axis, image) in enumerate(zip(line, row, strict=True)):
                 axis.imshow(image, vmin=0, vmax=1, interpolation="nearest")

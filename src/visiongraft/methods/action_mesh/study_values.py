@@ -26,9 +26,7 @@ def clip_values(result: dict[str, Any], key: str, name: str, motions: tuple[str,
     return np.concatenate([np.asarray(rows[motion][name][:clips], dtype=float) for motion in motions])
 
 
-def seed_values(
-    results: Results, key: str, name: str, motions: tuple[str, ...] = MOTIONS, clips: int | None = None
-) -> tuple[float, ...]:
+def seed_values(results: Results, key: str, name: str, motions: tuple[str, ...] = MOTIONS, clips: int | None = None) -> tuple[float, ...]:
     """Mean over clips, one a seed."""
     return tuple(float(clip_values(result, key, name, motions, clips).mean()) for result in results)
 
