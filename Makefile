@@ -39,6 +39,9 @@ benchmark: .venv/core
 	$(BIN)/python benchmarks/robots_generation.py
 	$(BIN)/python benchmarks/robots_serving.py
 	$(BIN)/python benchmarks/point_bridge.py
+	$(BIN)/python benchmarks/action_mesh.py
+	$(BIN)/python benchmarks/action_mesh_surfaces.py
+	$(BIN)/python benchmarks/action_mesh_metrics.py
 
 .venv/torch: constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

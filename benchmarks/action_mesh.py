@@ -1,11 +1,12 @@
 """ActionMesh's networks against upstream's arithmetic, in one process. Prints; asserts nothing.
 
     OMP_NUM_THREADS=1 python benchmarks/action_mesh.py            # forward passes on the CPU, tiny and medium, as ratios
-    python benchmarks/action_mesh.py real                         # GPU: the released size with random weights, stage by stage
+    python benchmarks/action_mesh.py --real                       # GPU: the released size with random weights, whole and one step
 
 The peer has upstream's operations in upstream's form (modules): separate projections whose outputs are joined, reshaped and split at
 every call, norms one by one, real-valued rotations over repeated tables. It shares our weights, so both give the same answer, which
-is printed too. Times are of the process (or the GPU), measured in turn, so that a busy moment hits both.
+is printed too. ``--real`` prints what the authors report beside it. Times are of the process (or the GPU), measured in turn, so that a
+busy moment hits both.
 """
 
 import argparse
@@ -15,12 +16,19 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import trimesh
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from visiongraft.geometry.isosurfaces import extract_isosurface
 from visiongraft.methods.action_mesh.blocks import ACTION_MESH, TRIPOSG, renamed
 from visiongraft.methods.action_mesh.config import SIZES, create
 from visiongraft.methods.action_mesh.embeddings import pair_features, point_features, timestep_features
+from visiongraft.methods.action_mesh.image_to_3d import ImageTo3DPipeline
+from visiongraft.methods.action_mesh.memory import autocast as stage_autocast
+from visiongraft.methods.action_mesh.pipeline import ActionMeshPipeline
+from visiongraft.methods.action_mesh.presets import PRESETS, Preset
+from visiongraft.methods.action_mesh.rectified_flow import RectifiedFlowScheduler
 
 MEDIUM = {
     "denoiser": {"width": 512, "num_attention_heads": 8, "num_layers": 7, "in_channels": 64, "cross_attention_dim": 256},
@@ -224,13 +232,98 @@ def forward(repeats: int) -> None:
         compare(f"decoder in 8 chunks, {size}", ours, lambda: decoder(latents, queries, chunk), count)
 
 
+UPSTREAM = {"default": "75 s on an H100, 32 GB", "fast": "45 s on an H100, 32 GB", "low memory": "12 GB, on a T4"}
+
+
+class StageClock:
+    """Seconds and the greatest memory of each stage; one ends where the next begins."""
+
+    def __init__(self, device: str) -> None:
+        self.on_gpu, self.running, self.started = device == "cuda", "", 0.0
+        self.stages: dict[str, tuple[float, float]] = {}
+
+    def begin(self, stage: str) -> None:
+        self.end()
+        self.running, self.started = stage, time.perf_counter()
+        if self.on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+
+    def end(self) -> None:
+        if not self.running:
+            return
+        if self.on_gpu:
+            torch.cuda.synchronize()
+        peak = torch.cuda.max_memory_allocated() / 2**30 if self.on_gpu else 0.0
+        self.stages[self.running], self.running = (time.perf_counter() - self.started, peak), ""
+
+    def told(self, name: str) -> str:
+        parts = ", ".join(f"{stage} {seconds:.1f} s ({peak:.1f} GiB)" for stage, (seconds, peak) in self.stages.items())
+        total, peak = sum(seconds for seconds, _ in self.stages.values()), max(peak for _, peak in self.stages.values())
+        return f"{name}: {total:.1f} s, peak {peak:.1f} GiB (the authors: {UPSTREAM[name]}); {parts}"
+
+
+def released_models(size: str, device: str) -> dict[str, Any]:
+    """Random weights; the base's in float16 on a GPU as upstream has it, the grafts' in float32 for autocast."""
+    from transformers import Dinov2Config, Dinov2Model
+
+    with torch.device(device):
+        models: dict[str, Any] = {name: create(name, size) for name in ("vae", "dit", "denoiser", "autoencoder")}
+        layers, heads = (24, 16) if size == "released" else (1, 2)
+        wide = models["dit"].config.cross_attention_dim
+        config = Dinov2Config(hidden_size=wide, num_hidden_layers=layers, num_attention_heads=heads, patch_size=14, image_size=518)
+        models["image_encoder"] = Dinov2Model(config)
+    for name in ("vae", "dit", "image_encoder"):
+        nn.Module.to(models[name], torch.float16 if device == "cuda" else torch.float32)
+    return {name: model.eval() for name, model in models.items()}
+
+
+@torch.no_grad()
+def whole(
+    size: str = "released", device: str = "cuda", *, presets: dict[str, Preset] = PRESETS, resolution: int = 256, detail: int = 5
+) -> None:
+    """All stages, from pictures to vertices, in the default, fast and low-memory mode.
+
+    Random weights have no surface: stage 0 runs to its latents, the extraction asks the decoder at the points that a ball needs, and the
+    mesh of a ball (10,242 vertices, 20,480 faces) goes on.
+    """
+    models = released_models(size, device)
+    count, tokens = (models["denoiser"].config[key] for key in ("temporal_context_size", "num_tokens_nominal"))
+    frames, ball = torch.rand(count, 3, 512, 512), trimesh.creation.icosphere(subdivisions=detail, radius=0.9)
+    mesh = torch.tensor(ball.vertices).float(), torch.tensor(ball.faces).long()
+    base = {"transformer": models["dit"], "vae": models["vae"], "scheduler": RectifiedFlowScheduler()}
+    shapes = ImageTo3DPipeline(**base, image_encoder_dinov2=models["image_encoder"], feature_extractor_dinov2=None)
+    pipeline = ActionMeshPipeline(**models, scheduler=RectifiedFlowScheduler())
+    for each in (shapes, pipeline):
+        each.set_progress_bar_config(disable=True)
+    # once for nobody's account: libraries load and kernels are chosen
+    brief = Preset(shape_steps=1, shape_guidance=7.5, steps=1)
+    for name, preset in (("", brief), ("default", presets["default"]), ("fast", presets["fast"]), ("low memory", presets["default"])):
+        if name == "low memory":
+            for each in (shapes, pipeline):
+                each.enable_model_cpu_offload(device=device)
+        clock = StageClock(device)
+        clock.begin("stage 0")
+        steps = {"num_inference_steps": preset.shape_steps, "guidance_scale": preset.shape_guidance}
+        latents = shapes(frames[0], num_tokens=tokens, output_type="latent", **steps).latents
+        clock.begin("extraction")
+        with pipeline.working("vae") as vae, stage_autocast(torch.device(device), "shape"):
+            context = vae.decode_context(latents[None].to(device, vae.dtype))
+
+            def asked(points: Tensor) -> Tensor:
+                vae.query(context, points[None])
+                return 0.9 - points.norm(dim=-1)
+
+            extract_isosurface(asked, resolution, device=device)
+        settings: dict[str, Any] = {"preset": preset, "anchor_latents": latents.float(), "window": count, "slide": count - 1}
+        pipeline(frames, mesh, fit_scale=0.9, on_stage=clock.begin, **settings)
+        clock.end()
+        if name:
+            print(clock.told(name), flush=True)
+
+
 @torch.inference_mode()
-def real(repeats: int) -> None:
-    """The released size with random weights on a GPU: 16 frames of 2048 tokens, in bfloat16 autocast and with half the memory."""
-    if not torch.cuda.is_available():
-        print("real: no GPU here; skipped")
-        return
-    print(f"real: {torch.cuda.get_device_name()}, torch {torch.__version__}")
+def one_step(repeats: int) -> None:
+    """One step of each graft at the released size: 16 frames of 2048 tokens, in bfloat16 autocast and with half the memory."""
     frames, tokens, vertices = 16, 2048, 20_000
     with torch.device("cuda"):
         steps = torch.arange(float(frames))[None]
@@ -287,11 +380,19 @@ def _on_gpu(run: Callable[[], Tensor], repeats: int) -> tuple[float, float]:
     return statistics.median(seconds), torch.cuda.max_memory_allocated() / 2**30
 
 
+def real(repeats: int) -> None:
+    """The released size on a GPU."""
+    if not torch.cuda.is_available():
+        raise SystemExit("--real needs a GPU; leave it out to compare forward passes on the CPU.")
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; random weights, 16 frames")
+    whole()
+    torch.cuda.empty_cache()
+    one_step(repeats)
+
+
 if __name__ == "__main__":
-    parts = {"forward": forward, "real": real}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[*parts, []], metavar="{forward,real}", help="which; default: forward")
+    parser.add_argument("--real", action="store_true", help="on a GPU, at the released size")
     parser.add_argument("--repeats", type=int, default=5, help="of the medium size; the tiny one runs 60 times as often")
     options = parser.parse_args()
-    for part in options.parts or ["forward"]:
-        parts[part](options.repeats)
+    (real if options.real else forward)(options.repeats)

@@ -18,7 +18,10 @@ def constraints():
 def test_every_core_and_development_dependency_is_pinned_within_its_bounds():
     pinned = constraints()
     extras = PROJECT["optional-dependencies"]
-    for requirement in [*PROJECT["dependencies"], *(each for name in ("dev", "docs", "robots", "serve", "generators") for each in extras[name])]:
+    for requirement in [
+        *PROJECT["dependencies"],
+        *(each for name in ("dev", "docs", "robots", "serve", "generators") for each in extras[name]),
+    ]:
         name, bound = re.match(r"([\w.-]+)(?:\[\w+\])?(?:>=([\d.]+))?", requirement).groups()
         version = pinned[name.lower().replace("_", "-")]
         if bound:

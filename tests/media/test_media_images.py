@@ -222,7 +222,9 @@ def test_alpha_is_kept_as_a_fourth_channel_with_the_colours_under_it(tmp_path):
     for name, mode, channels in (("rgba.png", "RGBA", [0, 1, 2, 3]), ("rgb.png", "RGB", [0, 1, 2]), ("grey.png", "L", [0])):
         Image.fromarray(rgba[..., channels].squeeze(), mode=mode).save(tmp_path / name)
         kept = read_image(tmp_path / name, alpha="keep")
-        expected = rgba if mode == "RGBA" else np.concatenate([np.broadcast_to(rgba[..., channels], (3, 5, 3)), rgba[..., :1] * 0 + 255], -1)
+        expected = (
+            rgba if mode == "RGBA" else np.concatenate([np.broadcast_to(rgba[..., channels], (3, 5, 3)), rgba[..., :1] * 0 + 255], -1)
+        )
         assert torch.equal(kept, torch.from_numpy(expected).permute(2, 0, 1).float() / 255)
 
 

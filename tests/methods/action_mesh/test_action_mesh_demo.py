@@ -33,16 +33,16 @@ def section(place):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo_module, "preset_for", lambda model: QUICK)
         patch.setattr(demo_module, "resolution_for", lambda model: 12)
-        patch.setattr(demo_module, "_LOOPS", 1)
-        patch.setattr(demo_module, "_POINTS", 60)
-        patch.setattr(demo_module, "_ICP_STEPS", 5)
+        quick = {"_LOOPS": 1, "_POINTS": 60, "_ICP_STEPS": 5, "_DRAWN": 2, "_VIDEO_SIDE": 64, "_TILE": (32, 48), "_FILM_TILE": (36, 48)}
+        for name, value in quick.items():
+            patch.setattr(demo_module, name, value)
         return demo_module.demo(place / "out", weights=place / "weights", study_folder=place / "study")
 
 
 def test_every_clip_has_a_turntable_of_the_video_and_of_meshes_before_and_after(section):
     films = re.findall(r'aria-label="([^"]+)" src="data:video/mp4;base64,([^"]+)"', section.html)
     assert [said.split(":")[0].lower() for said, _ in films] == list(demo_module._MOTIONS.values())
-    height, width = demo_module._FILM_TILE
+    height, width = 36, 48
     for _, film in films:
         with av.open(io.BytesIO(base64.b64decode(film))) as container:
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
@@ -55,7 +55,7 @@ def test_every_clip_has_a_turntable_of_the_video_and_of_meshes_before_and_after(
 
 def test_the_sheet_has_a_row_for_the_video_and_each_way_of_every_clip(section):
     sheet = np.asarray(Image.open(section.figures[0].path))
-    height, width = demo_module._TILE
+    height, width = 32, 48
     assert sheet.shape == (2 * (4 * height + demo_module._LABEL), 4 * demo_module._LABEL + FRAMES * width, 3)
 
 

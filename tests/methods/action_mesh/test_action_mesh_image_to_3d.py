@@ -5,12 +5,12 @@ import torch
 from tiny_action_mesh import ToyEncoder, tiny_models
 from torch import nn
 from transformers import Dinov2Config, Dinov2Model
-from visiongraft.methods.action_mesh.rectified_flow import RectifiedFlowScheduler
 
 from visiongraft.geometry.meshes import signed_volume
 from visiongraft.methods.action_mesh.image_features import image_features
 from visiongraft.methods.action_mesh.image_to_3d import ImageTo3DPipeline
 from visiongraft.methods.action_mesh.memory import autocast, on_device
+from visiongraft.methods.action_mesh.rectified_flow import RectifiedFlowScheduler
 from visiongraft.methods.action_mesh.sampler import Cancelled
 from visiongraft.methods.action_mesh.shape_latents import encode_mesh, extract_mesh, picture_tokens, sample_shape
 from visiongraft.methods.action_mesh.toy_video import toy_context

@@ -243,7 +243,7 @@ def test_bad_input(models, pipeline):
         pipeline(clip(4), mesh, anchor_latents=torch.zeros(8, 5), **SMALL)
     with pytest.raises(ValueError, match=r"are for a given mesh, and there is none; got 0.8 and 0.0"):
         pipeline(clip(4), fit_scale=0.8, **SMALL)
-    with pytest.raises(ValueError, match="are for a given mesh.*'search'"):
+    with pytest.raises(ValueError, match=r"are for a given mesh.*'search'"):
         pipeline(clip(4), mesh_yaw="search", **SMALL)
     with pytest.raises(ValueError, match="must be one of default, fast"):
         pipeline(clip(4), preset="slow")

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from browser_pipe import CHROMIUM, Browser
 from PIL import Image
 
+from browser_pipe import CHROMIUM, Browser
 from visiongraft.methods.action_mesh.viewer import viewer_snippet, write_viewer
-
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 

@@ -6,7 +6,8 @@ import trimesh
 from visiongraft.geometry.meshes import signed_volume, vertex_normals
 from visiongraft.media.animated_glb import read_animated_glb, write_animated_glb
 from visiongraft.media.meshes import is_watertight
-from visiongraft.methods.action_mesh.user_mesh import load_user_mesh, prepare_user_mesh
+from visiongraft.methods.action_mesh.given_mesh import take_mesh
+from visiongraft.methods.action_mesh.user_mesh import prepare_user_mesh
 
 
 def seamed():
@@ -60,7 +61,7 @@ def test_positive_yaw_turns_front_to_the_right():
 def test_a_file_keeps_its_path_and_takes_its_animation_back(tmp_path):
     vertices, faces = seamed()
     path = write_animated_glb(tmp_path / "ball.glb", vertices[None, :-1], faces)
-    mesh = load_user_mesh(path, fit_scale=0.8)
+    mesh = take_mesh(path, fit_scale=0.8)
     assert mesh.path == path
     animation = mesh.restore(torch.stack([mesh.vertices, mesh.vertices * 0.9]))
     moving = read_animated_glb(write_animated_glb(tmp_path / "moving.glb", animation, mesh.original.faces, template=mesh.path))

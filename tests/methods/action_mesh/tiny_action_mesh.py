@@ -2,11 +2,11 @@
 
 import torch
 from torch import nn
-from visiongraft.methods.action_mesh.rectified_flow import RectifiedFlowScheduler
 
 from visiongraft.methods.action_mesh.config import create
 from visiongraft.methods.action_mesh.pipeline import ActionMeshPipeline
 from visiongraft.methods.action_mesh.presets import Preset
+from visiongraft.methods.action_mesh.rectified_flow import RectifiedFlowScheduler
 from visiongraft.methods.action_mesh.temporal_autoencoder import temporalize
 from visiongraft.methods.action_mesh.temporal_denoiser import inflate
 from visiongraft.methods.action_mesh.toy_video import toy_context

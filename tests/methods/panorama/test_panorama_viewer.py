@@ -4,9 +4,9 @@ import re
 
 import pytest
 import torch
-from browser_pipe import CHROMIUM, Browser
 from PIL import Image
 
+from browser_pipe import CHROMIUM, Browser
 from visiongraft.geometry.cameras import rotation_from_angles
 from visiongraft.geometry.panoramas import panorama_rays, perspective_from_panorama
 from visiongraft.media.gpano import save_panorama

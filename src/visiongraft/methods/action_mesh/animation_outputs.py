@@ -47,7 +47,8 @@ def plan_outputs(output: Path | None, formats: Sequence[Format] | None, default:
         ValueError: a suffix that is no format's or not among the formats, no formats, or a path that is an input.
         PermissionError: a folder that cannot be written.
     """
-    stem, named = default, None
+    stem = default
+    named: Format | None = None
     if output is not None and output.suffix and not output.is_dir():
         named = SUFFIXES.get(output.suffix.lower())
         if named is None:
@@ -55,10 +56,10 @@ def plan_outputs(output: Path | None, formats: Sequence[Format] | None, default:
         stem = output.with_suffix("")
     elif output is not None:
         stem = output / default.name
-    wanted = list(dict.fromkeys(formats)) if formats is not None else [named or "glb"]
+    wanted: list[Format] = list(dict.fromkeys(formats)) if formats is not None else [named or "glb"]
     if not wanted or (named is not None and named not in wanted):
         raise ValueError(f"The output {output} is not of the formats {', '.join(wanted) or '(none)'}; name one that is, or a folder.")
-    endings: dict[Format, str] = {kind: suffix for suffix, kind in SUFFIXES.items()} | {"obj": "-obj"}
+    endings: dict[Format, str] = {"obj": "-obj", **{kind: suffix for suffix, kind in SUFFIXES.items()}}
     files: dict[Format, Path] = {kind: stem.with_name(stem.name + endings[kind]) for kind in wanted}
     sheet = stem.with_name(stem.name + ".png")
     taken = {path.resolve() for path in inputs}

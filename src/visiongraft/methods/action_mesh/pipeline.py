@@ -245,9 +245,7 @@ class ActionMeshPipeline(Stagewise, DiffusionPipeline):
     def _shape(self, run: "_Run", context: Float[Tensor, "words dim"]) -> Float[Tensor, "1 tokens channels"]:
         """Stage 0."""
         if self.dit is None or self.scheduler is None:
-            raise ValueError(
-                "A mesh from a picture needs stage 0 (dit and scheduler), which this pipeline is without; or give a mesh."
-            )
+            raise ValueError("A mesh from a picture needs stage 0 (dit and scheduler), which this pipeline is without; or give a mesh.")
         with self.working("dit") as dit, run.autocast("shape"), self._reporting("stage 0", run) as told:
             return sample_shape(
                 dit,

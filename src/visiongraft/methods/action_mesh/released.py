@@ -69,8 +69,8 @@ def load(
     """Models from a repository as its authors published it.
 
     Args:
-        path_or_hub_id: a folder or hub id: of ActionMesh (``denoiser/``, ``autoencoder/``) or TripoSG (``model_index.json``, ``transformer/``,
-            ``vae/`` …).
+        path_or_hub_id: a folder or hub id: of ActionMesh (``denoiser/``, ``autoencoder/``) or TripoSG (``model_index.json``,
+            ``transformer/``, ``vae/`` …).
         torch_dtype: of the weights; what is stored otherwise is cast.
         device: to move to.
         hub: ``revision``, ``cache_dir``, ``token`` or ``local_files_only`` of the download.
@@ -90,8 +90,8 @@ def load(
         loaded = ActionMeshModels(**{part: _from_files(part, files[part], torch_dtype) for part in ACTION_MESH_PARTS})
     else:
         raise FileNotFoundError(
-            f"{folder} is neither ActionMesh's repository (folders denoiser/ and autoencoder/) nor TripoSG's (model_index.json, transformer/, "
-            "vae/); give the folder above those, or 'facebook/ActionMesh' or 'VAST-AI/TripoSG'."
+            f"{folder} is neither ActionMesh's repository (folders denoiser/ and autoencoder/) nor TripoSG's (model_index.json, "
+            "transformer/, vae/); give the folder above those, or 'facebook/ActionMesh' or 'VAST-AI/TripoSG'."
         )
     if device is not None:
         for model in loaded.values() if isinstance(loaded, ActionMeshModels) else [loaded]:
@@ -143,7 +143,8 @@ def build(component: str, config: Mapping[str, Any], state_dict: Mapping[str, Te
     Args:
         component: ``denoiser`` or ``autoencoder`` (ActionMesh), ``triposg_dit`` or ``triposg_vae`` (TripoSG).
         config: the authors' keys; what is left out has the released value, and unknown keys are left out with a warning.
-        state_dict: the component's tensors in any precision; they are copied and cast to float32. Meta tensors give a module without memory.
+        state_dict: the component's tensors in any precision; they are copied and cast to float32. Meta tensors give a module without
+            memory.
 
     Returns:
         ``TemporalDenoiser``, ``TemporalAutoencoder``, ``TripoSGDiT`` or ``TripoSGVAE``, in evaluation mode.

@@ -19,9 +19,7 @@ MAX_FACES = 40_000
 
 
 @torch.no_grad()
-def picture_tokens(
-    encoder: Any, feature_extractor: Any, images: Float[Tensor, "batch 3 height width"]
-) -> Float[Tensor, "batch words dim"]:
+def picture_tokens(encoder: Any, feature_extractor: Any, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch words dim"]:
     """Tokens of pictures in [0, 1], in float32.
 
     Args:

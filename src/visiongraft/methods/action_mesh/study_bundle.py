@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from visiongraft.geometry.surfaces import Mesh
+from visiongraft.media.files import atomic_write
 from visiongraft.methods.action_mesh.load_pipeline import load_pipeline
 from visiongraft.methods.action_mesh.presets import Preset
 from visiongraft.methods.action_mesh.study_cells import MOTIONS, Bench
@@ -29,11 +31,15 @@ def weights_folder(options: StudyOptions) -> Path:
 
 
 def write_bundle(options: StudyOptions) -> int:
-    """Copies the models of the first seed to where the package has them; returns their size in bytes."""
+    """Writes the models of the first seed as the package has them, in half precision; returns their size in bytes."""
     weights = weights_folder(options)
     for name, part in BUNDLED.items():
         shutil.rmtree(weights / part, ignore_errors=True)
         shutil.copytree(seed_folder(options, options.seeds[0]) / name / VARIANTS[name].stage, weights / part)
+        for file in (weights / part).glob("*.safetensors"):
+            halved = {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in load_file(file).items()}
+            with atomic_write(file) as temporary:
+                save_file(halved, temporary, metadata={"format": "pt"})
     return sum(file.stat().st_size for file in weights.rglob("*") if file.is_file())
 
 

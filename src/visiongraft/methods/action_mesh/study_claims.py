@@ -44,7 +44,7 @@ _ABLATIONS = (
     ("RoPE", "Without the rotary frame number stage I is less consistent.", "0.069 to 0.084", "no-rope", "one", "cd_4d"),
     (
         "masked sources",
-        "Without known frames in training and use stage I is less consistent.",
+        "Without known frames stage I is less consistent.",
         "0.069 to 0.116",
         "no-sources",
         "one",
@@ -184,11 +184,12 @@ def ablation(results: Results, plan: StudyBudget, name: str, sentence: str, pape
     """The full method against it without one part."""
     clips, metric = plan.side_clips, _NAMES[distance]
     without, with_graft = (seed_values(results, one, distance, clips=clips) for one in (key, full))
+    difference = interval_text(paired(results, full, key, distance, clips=clips))
     return Claim(
         name=name,
         sentence=sentence,
         source=f"ablations: {metric} {paper}",
-        quantity=f"{metric}: without, against the full method; difference {interval_text(paired(results, full, key, distance, clips=clips))}",
+        quantity=f"{metric}: without, against the full method; difference {difference}",
         without=without,
         with_graft=with_graft,
         held=_every(lambda w, f: f < w, without, with_graft),

@@ -25,9 +25,9 @@ def draw_figures(folder: Path, results: Results) -> list[Figure]:
         title="A clip from another side",
         path=SHEET,
         alt="Rows of a clip's silhouettes, the true shapes, and the shapes of single frames and of both stages, seen obliquely from above",
-        caption="The video looks along the depth axis, where a tail towards the viewer looks like one away from him; the meshes are seen from "
-        "above. Shapes of single frames flip; from one noise they flip less often; stage I keeps to the side of the first frame, which is "
-        "given, and stage II moves one mesh.",
+        caption="The video looks along the depth axis, where a tail towards the viewer looks like one away from him; the meshes are seen "
+        "from above. Shapes of single frames flip; from one noise they flip less often; stage I keeps to the side of the first frame, which "
+        "is given, and stage II moves one mesh.",
     )
     return [sheet, _bars(folder / BARS, results), _curves(folder / CURVES, results)]
 
@@ -59,7 +59,7 @@ def _bars(path: Path, results: Results) -> Figure:
         title="CD-4D by result",
         path=path.name,
         alt="Bars of CD-4D for single frames, both stages, ablations, anchors and long clips, for two motions",
-        caption="Lower is better. Bars are means over seeds with 95 % intervals over seeds and clips, dots the seeds; grey: without a graft. "
+        caption="Lower is better. Bars are means over seeds with 95 % intervals over seeds and clips, dots the seeds; grey: no graft. "
         "Ablations and anchors (green) are on fewer clips of the same kind, long clips (violet) on others.",
     )
 
@@ -91,8 +91,8 @@ def _curves(path: Path, results: Results) -> Figure:
         title="Training",
         path=path.name,
         alt="Losses of the four stages and their ablations over steps",
-        caption="Losses, smoothed over ten records; the first seed drawn strongest. Stage II stays at the error of standing still for a while "
-        "and then drops. The loss of stage I without masked sources is of all frames, that of the others of the unknown ones only.",
+        caption="Losses, smoothed over ten records; the first seed drawn strongest. Stage II stays at the error of standing still for "
+        "a while and then drops. The loss of stage I without masked sources is of all frames, that of the others of the unknown ones only.",
     )
 
 

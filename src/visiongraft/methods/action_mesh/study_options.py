@@ -112,8 +112,8 @@ class StudyOptions:
 def study(options: StudyOptions) -> int:
     """Measure the paper's claims at small scale: single frames against stage I and stage I + II on held-out clips, over several seeds.
 
-    It takes about half an hour of CPU time a seed. Processes may share it on one output: each with seeds of its own, and a last call with all
-    of them, which reports. Set OMP_NUM_THREADS=1 for each.
+    It takes about half an hour of CPU time a seed. Processes may share it on one output: each with seeds of its own, and a last call with
+    all of them, which reports. Set OMP_NUM_THREADS=1 for each.
 
     examples:
       visiongraft action_mesh study

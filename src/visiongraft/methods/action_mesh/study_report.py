@@ -62,8 +62,8 @@ def distance_table(results: Results, motion: str) -> Table:
         title=f"Distances to the truth, motion {motion}",
         columns=["result", "CD-3D", "CD-4D", "CD-M"],
         rows=rows,
-        note=f"Held-out clips, {told}. Mean over clips and seeds with 95 % intervals, bootstrapped over seeds and clips. CD-3D aligns every "
-        "frame, CD-4D only frame 0, CD-M follows points of one mesh. The light protocol is comparable with itself only.",
+        note=f"Held-out clips, {told}. Mean over clips and seeds with 95 % intervals, bootstrapped over seeds and clips. CD-3D aligns "
+        "every frame, CD-4D only frame 0, CD-M follows points of one mesh. The light protocol is comparable with itself only.",
     )
 
 
@@ -79,8 +79,8 @@ def consistency_table(results: Results) -> Table:
         title="Consistency",
         columns=["result", "side, const", "side, mixed", "IoU-3D", "IoU-4D", "change", "detour", "jitter of vertices"],
         rows=rows,
-        note=f"Side: share of frames ({counted[0]} and {counted[1]} counted) whose tail is where frame 0 makes one expect it; chance is 0.5. "
-        "The rest is of the motion const. IoU-3D lets every frame, IoU-4D only the clip be turned by half a turn about x. Change: chamfer "
+        note=f"Side: share of frames ({counted[0]} and {counted[1]} counted) whose tail is where frame 0 makes one expect it; chance is 0.5."
+        " The rest is of the motion const. IoU-3D lets every frame, IoU-4D only the clip be turned by half a turn about x. Change: chamfer "
         "distance of neighbouring frames; detour: how far a frame lies off the way between its neighbours; jitter: second differences of "
         "vertices. Mean over clips (range over seeds).",
     )
@@ -123,8 +123,8 @@ def vertex_table(results: Results) -> Table:
         title="Where the vertices of the true mesh go",
         columns=["answer", *(f"mean error, {motion}" for motion in MOTIONS)],
         rows=rows,
-        note="The mesh of frame 0 is the true one, so that every vertex has a true place in every frame. Mean distance over vertices that are "
-        "on the surface at both times.",
+        note="The mesh of frame 0 is the true one, so that every vertex has a true place in every frame. Mean distance over vertices that are"
+        " on the surface at both times.",
     )
 
 
@@ -156,8 +156,8 @@ def bundled_table(bundled: dict[str, Any], options: StudyOptions) -> Table:
         title="The bundled models, from pictures alone",
         columns=["motion", "CD-3D", "CD-4D", "CD-M", "side", "frames without surface"],
         rows=rows,
-        note=f"Those of seed {options.seeds[0]}, {bundled['bytes'] / 1e6:.2f} MB, loaded as a user loads them; {len(values['cd_3d'])} held-out "
-        "clips of each motion. Nothing is known: stage 0 makes the shape of frame 0, which may lie on either side.",
+        note=f"Those of seed {options.seeds[0]}, {bundled['bytes'] / 1e6:.2f} MB, loaded as a user loads them; {options.plan.side_clips} "
+        "held-out clip(s) of each motion. Nothing is known: stage 0 makes the shape of frame 0, which may lie on either side.",
     )
 
 
@@ -188,18 +188,18 @@ def _notes(options: StudyOptions, results: Results) -> list[str]:
     empty = {CELLS[key].label: count for key in CELLS if (count := int(sum(clip_values(result, key, "empty").sum() for result in results)))}
     told = ", ".join(f"{label}: {count}" for label, count in empty.items())
     notes = [
-        "The latent of the anchor is that of the true shape, through the VAE: this is the mode in which a mesh is given with the video. With "
-        "stages I + II the mesh that moves is extracted from that latent, so that it is compared with stage I alike; only the table of "
+        "The latent of the anchor is that of the true shape, through the VAE: this is the mode in which a mesh is given with the video. "
+        "With stages I + II the mesh that moves is extracted from that latent, so that it is compared with stage I alike; only the table of "
         f"vertices moves the true mesh. Sampling: {plan.steps} Euler steps, guidance {plan.guidance:g}, shift 1.",
-        "The world is a toy: one kind of animal, silhouettes of 16x16 pixels in place of photographs and DINOv2, one ambiguity (a tail towards "
-        "or away from the viewer), models of half a million parameters. Numbers are not those of ActionBench; directions are compared.",
-        "CD-4D aligns a clip by its frame 0 alone: where the tail is nearly straight there, the turn about it is hardly determined, and even "
-        "true shapes come out worse.",
+        "The world is a toy: one kind of animal, silhouettes of 16x16 pixels in place of photographs and DINOv2, one ambiguity (a tail "
+        "towards or away from the viewer), models of half a million parameters. Numbers are not those of ActionBench; directions are compared.",
+        "CD-4D aligns a clip by its frame 0 alone: where the tail is nearly straight there, the turn about it is hardly determined, and "
+        "even true shapes come out worse.",
         "Frames without a surface are measured as a speck at the origin, so that they count as the failures that they are"
         + (f". There were: {told}." if told else "; there were none."),
     ]
     if options.scale == "smoke":
         notes.insert(
-            0, "Scale smoke: a thirtieth of the training on one clip. This only shows that everything runs; no claim means anything."
+            0, "Scale smoke: a thirtieth of the training on one clip. It only shows that everything runs; no claim means anything."
         )
     return notes

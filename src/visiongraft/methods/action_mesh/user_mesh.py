@@ -10,7 +10,7 @@ from torch import Tensor
 
 from visiongraft.geometry.meshes import BoxFit, fit_to_box
 from visiongraft.geometry.surfaces import Mesh
-from visiongraft.media.meshes import check_mesh, merge_vertices, read_mesh
+from visiongraft.media.meshes import check_mesh, merge_vertices
 from visiongraft.methods.action_mesh.mesh_yaw import turn
 
 _MERGE_DISTANCE = 1e-6
@@ -55,17 +55,6 @@ class UserMesh:
         expanded = self.original.vertices.to(vertices).repeat(len(vertices), 1, 1)
         expanded[:, used] = moved[:, self.merged.to(vertices.device)[used]]
         return expanded
-
-
-def load_user_mesh(path: str | Path, fit_scale: float | int = 1.0, yaw_deg: float | int = 0.0) -> UserMesh:
-    """Reads a mesh file and prepares it; see :func:`prepare_user_mesh`.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: what :func:`visiongraft.media.meshes.read_mesh` or :func:`prepare_user_mesh` refuses.
-    """
-    mesh = read_mesh(path)
-    return prepare_user_mesh(mesh.vertices, mesh.faces, fit_scale, yaw_deg, path=Path(path))
 
 
 def prepare_user_mesh(
