@@ -119,12 +119,16 @@ def score_animation(
     truth = truth.float()
     clouds = sample_frames(meshes, protocol.points, protocol.seed)
     with tqdm(total=protocol.icp.steps, desc="aligning", disable=not progress, leave=False) as bar:
+
+        def told(step: int, steps: int) -> None:
+            bar.update(step - bar.n)
+
         poses = register(
             subsample_clouds(clouds, protocol.icp_points, protocol.seed).to(device),
             subsample_clouds(truth, protocol.icp_points, protocol.seed).to(device),
             protocol.icp,
             search=search,
-            progress=lambda step, _: bar.update(step - bar.n),
+            progress=told,
         ).to("cpu")
     pose = poses.frame(0)
 
@@ -182,7 +186,7 @@ def sample_frames(meshes: Sequence[Mesh], num: int, seed: int = 44) -> Float[Ten
     for k, mesh in enumerate(meshes):
         _check_mesh(mesh, k)
         shape = trimesh.Trimesh(mesh.vertices.detach().cpu().numpy(), mesh.faces.cpu().numpy(), process=False)
-        points, _ = trimesh.sample.sample_surface(shape, num, seed=seed + k)
+        points = trimesh.sample.sample_surface(shape, num, seed=seed + k)[0]
         clouds.append(torch.from_numpy(np.asarray(points)).float())
     return torch.stack(clouds)
 
