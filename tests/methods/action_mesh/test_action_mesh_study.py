@@ -142,11 +142,10 @@ def test_budgets_that_cannot_be_are_refused(changes, told):
         StudyBudget(**changes)
 
 
-def test_options_that_cannot_be_are_refused():
-    with pytest.raises(ValueError, match="only once"):
-        StudyOptions(seeds=(1, 1))
-    with pytest.raises(ValueError, match="small, smoke"):
-        StudyOptions(scale="large")  # pyright: ignore[reportArgumentType]
+@pytest.mark.parametrize("seeds", [(1, 1), ()])
+def test_seeds_that_repeat_or_are_missing_are_refused(seeds):
+    with pytest.raises(ValueError, match="each only once"):
+        StudyOptions(seeds=seeds)
 
 
 # --- read-outs ----------------------------------------------------------------------------------------------------------

@@ -57,7 +57,9 @@ def study_report(
 def distance_table(results: Results, motion: str) -> Table:
     """Distances of what the headline compares."""
     told = "the tail never crosses the middle" if motion == "const" else "as in training, half of the tails cross the middle"
-    rows = [[CELLS[key].label, *(_with_interval(results, key, name, (motion,)) for name in ("cd_3d", "cd_4d", "cd_m"))] for key in HEADLINE]
+    rows: list[list[Any]] = [
+        [CELLS[key].label, *(_with_interval(results, key, name, (motion,)) for name in ("cd_3d", "cd_4d", "cd_m"))] for key in HEADLINE
+    ]
     return Table(
         title=f"Distances to the truth, motion {motion}",
         columns=["result", "CD-3D", "CD-4D", "CD-M"],
@@ -69,7 +71,7 @@ def distance_table(results: Results, motion: str) -> Table:
 
 def consistency_table(results: Results) -> Table:
     """Sides, overlaps and flicker of what the headline compares."""
-    rows = []
+    rows: list[list[Any]] = []
     for key in HEADLINE:
         row: list[Any] = [CELLS[key].label, *(spread(agreement(results, key, (motion,))) for motion in MOTIONS)]
         row += [_spread_of(results, key, name, ("const",)) for name in ("iou_3d", "iou_4d", "change", "detour", "jitter")]
@@ -79,8 +81,8 @@ def consistency_table(results: Results) -> Table:
         title="Consistency",
         columns=["result", "side, const", "side, mixed", "IoU-3D", "IoU-4D", "change", "detour", "jitter of vertices"],
         rows=rows,
-        note=f"Side: share of frames ({counted[0]} and {counted[1]} counted) whose tail is where frame 0 makes one expect it; chance is 0.5."
-        " The rest is of the motion const. IoU-3D lets every frame, IoU-4D only the clip be turned by half a turn about x. Change: chamfer "
+        note=f"Side: share of frames ({counted[0]} and {counted[1]} counted) whose tail is where frame 0 makes one expect it; chance is "
+        "0.5. The rest is of the motion const. IoU-3D lets every frame, IoU-4D only the clip be turned by half a turn about x. Change: chamfer "
         "distance of neighbouring frames; detour: how far a frame lies off the way between its neighbours; jitter: second differences of "
         "vertices. Mean over clips (range over seeds).",
     )
@@ -89,7 +91,7 @@ def consistency_table(results: Results) -> Table:
 def side_table(results: Results, plan: StudyBudget) -> Table:
     """Ablations and anchors."""
     clips = plan.side_clips
-    rows = [
+    rows: list[list[Any]] = [
         [CELLS[key].label, *(_with_interval(results, key, name, MOTIONS, clips) for name in ("cd_3d", "cd_4d", "cd_m"))]
         for key in ("one", "two", *SIDE)
     ]
@@ -123,8 +125,8 @@ def vertex_table(results: Results) -> Table:
         title="Where the vertices of the true mesh go",
         columns=["answer", *(f"mean error, {motion}" for motion in MOTIONS)],
         rows=rows,
-        note="The mesh of frame 0 is the true one, so that every vertex has a true place in every frame. Mean distance over vertices that are"
-        " on the surface at both times.",
+        note="The mesh of frame 0 is the true one, so that every vertex has a true place in every frame. Mean distance over vertices that "
+        "are on the surface at both times.",
     )
 
 
@@ -189,10 +191,10 @@ def _notes(options: StudyOptions, results: Results) -> list[str]:
     told = ", ".join(f"{label}: {count}" for label, count in empty.items())
     notes = [
         "The latent of the anchor is that of the true shape, through the VAE: this is the mode in which a mesh is given with the video. "
-        "With stages I + II the mesh that moves is extracted from that latent, so that it is compared with stage I alike; only the table of "
-        f"vertices moves the true mesh. Sampling: {plan.steps} Euler steps, guidance {plan.guidance:g}, shift 1.",
+        "With stages I + II the mesh that moves is extracted from that latent, so that it is compared with stage I alike; only the table "
+        f"of vertices moves the true mesh. Sampling: {plan.steps} Euler steps, guidance {plan.guidance:g}, shift 1.",
         "The world is a toy: one kind of animal, silhouettes of 16x16 pixels in place of photographs and DINOv2, one ambiguity (a tail "
-        "towards or away from the viewer), models of half a million parameters. Numbers are not those of ActionBench; directions are compared.",
+        "towards or away from the viewer), models of half a million parameters. Directions count, not numbers.",
         "CD-4D aligns a clip by its frame 0 alone: where the tail is nearly straight there, the turn about it is hardly determined, and "
         "even true shapes come out worse.",
         "Frames without a surface are measured as a speck at the origin, so that they count as the failures that they are"
