@@ -241,8 +241,9 @@ def _known_results(output: Path, settings: Mapping[str, Any]) -> dict[str, Sampl
 def _parsed(row: Mapping[str, str]) -> SampleResult:
     texts = {"uid", "status", "error_message"}
     values: dict[str, Any] = {field.name: row[field.name] for field in fields(SampleResult)}
-    numbers = {name: float(value) if value else None for name, value in values.items() if name not in texts}
-    return SampleResult(**(values | numbers | {"n_frames": int(values["n_frames"])}))
+    numbers: dict[str, Any] = {name: float(value) if value else None for name, value in values.items() if name not in texts}
+    numbers["n_frames"] = int(values["n_frames"])
+    return SampleResult(**(values | numbers))
 
 
 def _write(output: Path, results: Sequence[SampleResult], summary: Mapping[str, Any]) -> None:

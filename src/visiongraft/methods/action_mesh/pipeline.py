@@ -160,8 +160,8 @@ class ActionMeshPipeline(Stagewise, DiffusionPipeline):
         _check_options(count, mesh, anchor, anchor_latents, sources, continue_from)
         if mesh is None and (fit_scale != 1 or mesh_yaw != 0):
             raise ValueError(f"fit_scale and mesh_yaw are for a given mesh, and there is none; got {fit_scale} and {mesh_yaw!r}.")
-        num_tokens = self.denoiser.config.num_tokens_nominal if num_tokens is None else num_tokens
-        run = _Run(preset_of(preset), seed, num_tokens, self.stage_device, precision, callback, cancel, on_stage)
+        tokens: int = self.denoiser.config.num_tokens_nominal if num_tokens is None else num_tokens
+        run = _Run(preset_of(preset), seed, tokens, self.stage_device, precision, callback, cancel, on_stage)
         prepared = prepared_frames(frames)
 
         run.begin("pictures")
@@ -188,7 +188,7 @@ class ActionMeshPipeline(Stagewise, DiffusionPipeline):
                 context[None],
                 known,
                 anchor=anchor,
-                num_tokens=num_tokens,
+                num_tokens=tokens,
                 window=window,
                 slide=slide,
                 num_steps=run.preset.steps,
@@ -267,7 +267,8 @@ class ActionMeshPipeline(Stagewise, DiffusionPipeline):
     @contextmanager
     def _reporting(self, name: str, run: "_Run") -> Iterator[Callback]:
         """A progress bar of one stage, and the caller's callback, as one callback."""
-        with self.progress_bar(total=1) as bar:
+        progress_bar: Any = self.progress_bar
+        with progress_bar(total=1) as bar:
             bar.set_description(name)
 
             def told(step: int, steps: int, window: int, windows: int) -> None:

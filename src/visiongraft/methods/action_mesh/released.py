@@ -113,7 +113,7 @@ def _triposg(folder: Path, dtype: torch.dtype) -> "ImageTo3DPipeline":
     try:
         image_encoder = encoder.from_pretrained(folder / "image_encoder_dinov2", use_safetensors=True, dtype=dtype)
         feature_extractor = processor.from_pretrained(folder / "feature_extractor_dinov2")
-        scheduler_config = RectifiedFlowScheduler.load_config(folder / "scheduler")
+        scheduler_config: Any = RectifiedFlowScheduler.load_config(folder / "scheduler")
     except OSError as error:
         raise FileNotFoundError(f"{folder} is an incomplete copy of TripoSG: {str(error).splitlines()[0]}") from error
     pipeline = import_module("visiongraft.methods.action_mesh.image_to_3d").ImageTo3DPipeline

@@ -82,9 +82,9 @@ def consistency_table(results: Results) -> Table:
         columns=["result", "side, const", "side, mixed", "IoU-3D", "IoU-4D", "change", "detour", "jitter of vertices"],
         rows=rows,
         note=f"Side: share of frames ({counted[0]} and {counted[1]} counted) whose tail is where frame 0 makes one expect it; chance is "
-        "0.5. The rest is of the motion const. IoU-3D lets every frame, IoU-4D only the clip be turned by half a turn about x. Change: chamfer "
-        "distance of neighbouring frames; detour: how far a frame lies off the way between its neighbours; jitter: second differences of "
-        "vertices. Mean over clips (range over seeds).",
+        "0.5. The rest is of the motion const. IoU-3D lets every frame, IoU-4D only the clip be turned by half a turn about x. Change: "
+        "chamfer distance of neighbouring frames; detour: how far a frame lies off the way between its neighbours; jitter: second "
+        "differences of vertices. Mean over clips (range over seeds).",
     )
 
 
