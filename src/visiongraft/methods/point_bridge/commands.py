@@ -86,7 +86,7 @@ class GenerateOptions(RecordingOptions):
 
     POSITIONAL: ClassVar[tuple[str, ...]] = ("sources",)
     sources: list[Path]
-    num: int = 25
+    num: int = 75
     output: Path | None = None
     preset: Literal["mimicgen", "mimiclabs"] = "mimiclabs"
     offset: tuple[int, int] = (2, 5)
