@@ -117,7 +117,7 @@ def _fill(writer: DemonstrationWriter, results: Any, log: Path, num: int, made: 
             if failures >= patience:
                 raise RuntimeError(
                     f"The last {failures} of {made} attempts failed, {len(writer)} of {num} demonstrations are in {writer.path}; "
-                    "look at the expert or the source demonstrations, or raise patience."
+                    "look at the expert, the source demonstrations or (with an observer) what its camera sees, or raise patience."
                 )
     return made
 
