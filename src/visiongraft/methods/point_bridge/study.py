@@ -69,7 +69,8 @@ def _seed(study: Study, options: StudyOptions, seed: int) -> dict[str, Any]:
             for cell, found in measured.items():
                 result["cells"][name][cell] |= found
     succeeded = result["cells"][POINTS][TWIN][options.tasks[0]]["succeeded"]
-    study.unit(f"pictures-{seed}-{_named(options.tasks)}", lambda: _pictures(options, seed, succeeded))
+    pictures = study.unit(f"pictures-{seed}-{_named(options.tasks)}", lambda: _pictures(options, seed, succeeded))
+    result["pictures"] = pictures
     return result
 
 
