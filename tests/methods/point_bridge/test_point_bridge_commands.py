@@ -86,8 +86,6 @@ def test_a_served_policy_rolls_out_as_the_local_one(folder, capsys):
     [
         (("evaluate", "--weights", "{}/run/policy", "--tasks", "[tabletop/stack]"), "was trained on tabletop/put_on_plate"),
         (("evaluate", "--weights", "{}/nothing"), "holds no policy"),
-        (("evaluate",), "bundles no small policy yet"),
-        (("serve",), "bundles no small policy yet"),
         (("evaluate", "--weights", "{}/run/policy", "--execute", "soon"), "ensemble or a number"),
         (("evaluate", "--weights", "{}/run/policy", "--perception", "smell"), "perception"),
         (("evaluate", "--weights", "{}/run/policy", "--pairs", "[7]", "--episodes", "1"), "pair"),

@@ -114,7 +114,9 @@ def bundle(study: Study, options: StudyOptions) -> dict[str, Any]:
     variant = VARIANTS[POINTS]
     trained = study.unit(f"bundle-train-{named}", lambda: train_policy(variant, data, _BUNDLED_SEED, budget, folder, budget.bundle_steps))
     cells = _roll_outs(study, f"bundle-{named}", POINTS, BUNDLED_CELLS, options.tasks, folder, _BUNDLED_STARTS, budget)
-    weights = PointBridgePolicy.from_pretrained(folder / "policy").save_pretrained(output / "weights" / "policy")
+    weights = output / "weights" / "policy"
+    shutil.rmtree(weights, ignore_errors=True)
+    shutil.copytree(folder / "policy", weights)  # saved anew it would hold the path that it was read from
     size = sum(file.stat().st_size for file in weights.rglob("*") if file.is_file())
     return {"training": trained, "cells": cells, "bytes": size}
 
