@@ -15,6 +15,7 @@ from kinematic_cell import KinematicCell, KinematicExpert, make_expert
 from visiongraft.robots.attempts import attempt, plan_segment, prepare_sources
 from visiongraft.robots.demonstrations import describe_environment, read_demonstrations, record, replay, write_demonstrations
 from visiongraft.robots.environments import make_environment
+from visiongraft.robots.gathering import recipe_json
 from visiongraft.robots.generation import collect, generate
 from visiongraft.robots.observers import UnseenError
 from visiongraft.robots.subtasks import Settings, default_subtasks, make_subtasks
@@ -242,10 +243,18 @@ def test_runs_with_other_settings_do_not_mix(tmp_path, sources):
         generate(KinematicCell, sources, path, num=2, seed=1, **QUIET)
     with pytest.raises(ValueError, match="was begun with another recipe"):
         generate(KinematicCell, sources[:2], path, num=2, **QUIET)
+    with pytest.raises(ValueError, match="was begun with another recipe"):
+        generate(KinematicCell, sources, path, num=2, make_observer=partial(_HalfBlind), **QUIET)
     with pytest.raises(FileExistsError, match="pass resume=True"):
         generate(KinematicCell, sources, path, num=2, resume=False, **QUIET)
     with pytest.raises(ValueError, match="must be at least 1, got 0"):
         generate(KinematicCell, sources, path, num=0, **QUIET)
+
+
+def test_arguments_that_an_observer_is_bound_to_belong_to_the_recipe():
+    texts = [recipe_json({"observer": partial(make_expert, eyes)}) for eyes in (Settings(), Settings(step_angle=0.1), 3)]
+    texts += [recipe_json({"observer": partial(make_expert, side=side)}) for side in (1, 2)]
+    assert len(set(texts)) == 5 and all("kinematic_cell.make_expert" in text for text in texts)
 
 
 def test_a_task_that_never_succeeds_ends_with_a_reason(tmp_path, sources):
