@@ -29,7 +29,7 @@ format: .venv/dev
 docs: .venv/docs
 	$(BIN)/mkdocs build --strict
 
-benchmark: .venv/core
+benchmark: .venv/dev
 	$(BIN)/python benchmarks/feature_smoothing.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/panorama.py

@@ -15,7 +15,9 @@ from kinematic_cell import KinematicCell, KinematicExpert, make_expert
 from visiongraft.robots.attempts import attempt, plan_segment, prepare_sources
 from visiongraft.robots.demonstrations import describe_environment, read_demonstrations, record, replay, write_demonstrations
 from visiongraft.robots.environments import make_environment
+from visiongraft.robots.gathering import recipe_json
 from visiongraft.robots.generation import collect, generate
+from visiongraft.robots.observers import UnseenError
 from visiongraft.robots.subtasks import Settings, default_subtasks, make_subtasks
 
 SUBTASKS = make_subtasks(("cube", "goal"), ("grasped", "a_placed"), offset_range=(2, 5))
@@ -241,10 +243,18 @@ def test_runs_with_other_settings_do_not_mix(tmp_path, sources):
         generate(KinematicCell, sources, path, num=2, seed=1, **QUIET)
     with pytest.raises(ValueError, match="was begun with another recipe"):
         generate(KinematicCell, sources[:2], path, num=2, **QUIET)
+    with pytest.raises(ValueError, match="was begun with another recipe"):
+        generate(KinematicCell, sources, path, num=2, make_observer=partial(_HalfBlind), **QUIET)
     with pytest.raises(FileExistsError, match="pass resume=True"):
         generate(KinematicCell, sources, path, num=2, resume=False, **QUIET)
     with pytest.raises(ValueError, match="must be at least 1, got 0"):
         generate(KinematicCell, sources, path, num=0, **QUIET)
+
+
+def test_arguments_that_an_observer_is_bound_to_belong_to_the_recipe():
+    texts = [recipe_json({"observer": partial(make_expert, eyes)}) for eyes in (Settings(), Settings(step_angle=0.1), 3)]
+    texts += [recipe_json({"observer": partial(make_expert, side=side)}) for side in (1, 2)]
+    assert len(set(texts)) == 5 and all("kinematic_cell.make_expert" in text for text in texts)
 
 
 def test_a_task_that_never_succeeds_ends_with_a_reason(tmp_path, sources):
@@ -255,6 +265,36 @@ def test_a_task_that_never_succeeds_ends_with_a_reason(tmp_path, sources):
     assert len(rows) == 5 and json.loads(rows[-1]) == {"attempt": 3, "success": False}
     with pytest.raises(ValueError, match=r"never.hdf5.attempts.jsonl belongs to another run"):
         generate(KinematicCell, sources, path, num=3, options={"stubborn": 0.0}, **QUIET)
+
+
+class _HalfBlind:
+    """Sees cubes on one side of the table only."""
+
+    error: type[ValueError] = UnseenError
+
+    def __init__(self, environment):
+        self.environment = environment
+
+    def reset(self, observation):
+        if observation["object_poses"]["cube"][1, 3] < 0:
+            raise self.error("the cube is hidden")
+
+    def __call__(self, observation):
+        return observation
+
+
+class _Broken(_HalfBlind):
+    error = ValueError
+
+
+def test_a_scene_that_cannot_be_seen_is_a_failed_attempt_and_other_errors_are_errors(tmp_path, sources):
+    made = generate(KinematicCell, sources, tmp_path / "seen.hdf5", num=6, subtasks=SUBTASKS, make_observer=_HalfBlind, **QUIET)
+    everything = generate(KinematicCell, sources, tmp_path / "all.hdf5", num=6, subtasks=SUBTASKS, **QUIET)
+    with read_demonstrations(made.path) as file:
+        assert len(file) == 6 and all(demonstration.object_poses["cube"][0, 1, 3] >= 0 for demonstration in file)
+    assert made.attempts > everything.attempts
+    with pytest.raises(ValueError, match="the cube is hidden"):
+        generate(KinematicCell, sources, tmp_path / "broken.hdf5", num=6, subtasks=SUBTASKS, make_observer=_Broken, **QUIET)
 
 
 def test_collecting_records_an_expert_from_numbered_starts(tmp_path):

@@ -21,7 +21,7 @@ from websockets.sync.client import connect
 
 from visiongraft.robots.cameras import Camera
 from visiongraft.robots.client import RemoteError, RemotePolicy, ServerConnection, remote_function
-from visiongraft.robots.hosting import InProcessTransport, policy_backend
+from visiongraft.robots.hosting import InProcessTransport, function_backend, policy_backend
 from visiongraft.robots.rollouts import evaluate
 from visiongraft.robots.server import ServerConfig, background_server, serve
 from visiongraft.robots.wire import SCHEMA, WireError, decode, encode
@@ -168,6 +168,19 @@ def test_bad_calls_get_a_sentence_and_the_session_goes_on(address, observation, 
         with pytest.raises(RemoteError, match=message):
             connection.call("act", **call)
         assert connection.call("act", observations=[observation], slots=[0]).shape == (1, 4, 10)
+
+
+def test_a_reason_fits_into_a_message_whatever_it_quotes():
+    transport = InProcessTransport(function_backend({"fail": _fail_unreadably}))
+    with pytest.raises(RemoteError, match="Unknown call") as refused:
+        transport.call("\x00" * (12 * 2**20))  # four times as long when it is quoted
+    assert len(str(refused.value)) < 3000
+    with pytest.raises(RemoteError, match="no text"):
+        transport.call("fail")
+
+
+def _fail_unreadably():
+    raise ValueError("no text: \udcff")
 
 
 def test_unknown_calls_are_told_what_there_is(address):

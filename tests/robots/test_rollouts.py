@@ -216,6 +216,14 @@ def test_line_that_a_kill_cut_off_is_run_again(tmp_path):
     assert len(rows(tmp_path)) == 3
 
 
+def test_rows_that_are_no_episodes_are_told(tmp_path):
+    run(["fake/reach"], Reacher(), episodes=1, output=tmp_path)
+    path = tmp_path / "episodes.jsonl"
+    path.write_text(json.dumps({name: value for name, value in rows(tmp_path)[0].items() if name != "video"}) + "\n")
+    with pytest.raises(ValueError, match=r"holds a row that is no episode \('video'\); choose another folder"):
+        run(["fake/reach"], Reacher(), episodes=1, output=tmp_path)
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ def _fill(writer: DemonstrationWriter, results: Any, log: Path, num: int, made: 
             if failures >= patience:
                 raise RuntimeError(
                     f"The last {failures} of {made} attempts failed, {len(writer)} of {num} demonstrations are in {writer.path}; "
-                    "look at the expert or the source demonstrations, or raise patience."
+                    "look at the expert, the source demonstrations or (with an observer) what its camera sees, or raise patience."
                 )
     return made
 
@@ -135,13 +136,15 @@ def _attempts_made(output: Path, log: Path, recipe: str, successes: int) -> int:
 
 
 def recipe_json(recipe: Mapping[str, Any]) -> str:
-    """A recipe as sorted JSON: dataclasses by their fields, functions by their names."""
+    """A recipe as sorted JSON: dataclasses by their fields, functions by their names and, where some are bound, their arguments."""
     return json.dumps(recipe, sort_keys=True, default=_plain)
 
 
 def _plain(value: object) -> object:
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
+    if isinstance(value, partial):
+        return {"function": value.func, "arguments": value.args, "options": value.keywords}
     if callable(value):
         return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
     return repr(value)

@@ -1,6 +1,7 @@
 """Many demonstrations from an expert (:func:`collect`), and many more from a few (:func:`generate`, in the manner of MimicGen)."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from visiongraft.robots.environments import make_environment
 from visiongraft.robots.episodes import Demonstration
 from visiongraft.robots.experts import Expert, scripted_expert
 from visiongraft.robots.gathering import Gathered, Task, digest, gather
-from visiongraft.robots.observers import Observer
+from visiongraft.robots.observers import Observer, UnseenError
 from visiongraft.robots.recording import record
 from visiongraft.robots.subtasks import Settings, Subtask, default_subtasks, preset
 
@@ -156,7 +157,9 @@ class _Collecting:
 
         def attempt_number(number: int) -> Demonstration | None:
             start = int(np.random.default_rng([self.seed, number]).integers(2**31))
-            return record(environment, expert, start, max_steps=self.max_steps, observe=observe)
+            with suppress(UnseenError):  # a scene in which something is hidden is a failed attempt
+                return record(environment, expert, start, max_steps=self.max_steps, observe=observe)
+            return None
 
         return attempt_number
 
@@ -179,7 +182,9 @@ class _Generating:
         def attempt_number(number: int) -> Demonstration | None:
             # the first word keeps these scenes apart from those of collect with the same seed
             generator = np.random.default_rng([1, self.seed, number])
-            return attempt(environment, self.sources, self.subtasks, self.settings, generator, observe)
+            with suppress(UnseenError):
+                return attempt(environment, self.sources, self.subtasks, self.settings, generator, observe)
+            return None
 
         return attempt_number
 

@@ -13,6 +13,8 @@ from visiongraft.robots.wire import CAMERA_KEYS, MAX_MESSAGE_BYTES, SCHEMA, Wire
 
 _LOG = logging.getLogger(__name__)
 MAX_SLOTS = 256
+_MAX_SENTENCE = 2000
+"""Characters of a reason; an error may quote what came, and that may be as large as a message."""
 Handlers = Mapping[str, Callable[..., Any]]
 
 
@@ -149,10 +151,16 @@ def answer(session: Session, data: bytes | str, max_bytes: int = MAX_MESSAGE_BYT
             raise WireError(f"The arguments of {name!r} do not fit: {error}.") from error
         return encode({"result": handler(**arguments)}, max_bytes)
     except ValueError as error:
-        return encode({"error": str(error)})
+        return _refusal(str(error))
     except Exception as error:
         _LOG.exception("a handler failed")
-        return encode({"error": f"The server failed ({type(error).__name__}: {error}); its log has more."})
+        return _refusal(f"The server failed ({type(error).__name__}: {error}); its log has more.")
+
+
+def _refusal(sentence: str) -> bytes:
+    """A reason that always fits into a message."""
+    readable = sentence.encode(errors="replace").decode()
+    return encode({"error": readable if len(readable) <= _MAX_SENTENCE else readable[:_MAX_SENTENCE] + "…"})
 
 
 class InProcessTransport:

@@ -9,6 +9,10 @@ from visiongraft.robots.cameras import Camera
 from visiongraft.robots.policy import Observation
 
 
+class UnseenError(ValueError):
+    """Something that an observer needs is not to be seen: this episode fails, and the next one may well go on."""
+
+
 @runtime_checkable
 class Observer(Protocol):
     """Adds keys to observations. It keeps what it learns in one episode and never changes the observation that it is given."""

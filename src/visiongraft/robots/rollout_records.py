@@ -58,10 +58,11 @@ class RolloutRecords:
         ended = {}
         for row in read_jsonl(self._episodes):
             try:
-                result = EpisodeResult(**{name: value for name, value in row.items() if name != "video"})
-            except TypeError as error:
+                video = row.pop("video")
+                result = EpisodeResult(**row)
+            except (TypeError, KeyError) as error:
                 raise ValueError(f"{self._episodes} holds a row that is no episode ({error}); choose another folder.") from error
-            self._filmed[result.label, result.success] += row["video"] is not None
+            self._filmed[result.label, result.success] += video is not None
             spec = planned.get((result.label, result.index))
             if spec is None:
                 continue

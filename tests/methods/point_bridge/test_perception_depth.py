@@ -105,6 +105,22 @@ def _raw_camera(intrinsics: np.ndarray) -> Camera:
     return raw
 
 
+def test_a_matcher_that_reaches_near_things_finds_what_the_default_does_not() -> None:
+    zed = Camera(np.array([[532.0, 0, 640], [0, 532.0, 360], [0, 0, 1]]), np.eye(4), (720, 1280))
+    assert SemiGlobalMatcher.reaching(zed, 0.12).disparities == 256 == SemiGlobalMatcher.reaching(zed, 0.12, 0.25).disparities
+    assert SemiGlobalMatcher.reaching(zed, 0.12, 1e-3).disparities == 1280 and SemiGlobalMatcher.reaching(zed, 1e-3, 2.0).disparities == 16
+    lens = Camera(np.array([[300.0, 0, 160], [0, 300.0, 30], [0, 0, 1]]), np.eye(4), (60, 320))
+    aside = Camera(lens.intrinsics, np.eye(4) + 0.12 * np.eye(4)[0][:, None] * np.eye(4)[3], lens.size)
+    texture = np.random.default_rng(0).integers(256, size=(60, 410, 3), dtype=np.uint8)
+    wall = Frame(np.ascontiguousarray(texture[:, :320]), lens, right_image=np.ascontiguousarray(texture[:, 90:]), right_camera=aside)
+    near = StereoDepth(SemiGlobalMatcher.reaching(lens, 0.12))(wall)[10:50, 110:300]
+    assert np.median(near) == pytest.approx(300 * 0.12 / 90, rel=0.01)
+    far = StereoDepth(SemiGlobalMatcher())(wall)[10:50, 110:300]
+    assert not np.isclose(far, 0.4, rtol=0.05).any()
+    with pytest.raises(ValueError, match=r"must be positive, in metres; got 0\.12 and 0\.0"):
+        SemiGlobalMatcher.reaching(lens, 0.12, 0.0)
+
+
 def test_frames_of_observations_name_what_is_missing() -> None:
     given, depth = pair()
     observation = {"images": {"left": given.image}, "cameras": {"left": given.camera}, "depth": {"left": depth.astype(np.float32)}}

@@ -10,7 +10,7 @@ from visiongraft.cli import main
 from visiongraft.geometry.point_sets import project_points
 from visiongraft.media.point_clouds import read_ply
 from visiongraft.methods.point_bridge.commands import EvaluateOptions, TrainOptions
-from visiongraft.methods.point_bridge.observing import Eyes
+from visiongraft.methods.point_bridge.observing import Eyes, eyes_by_name
 from visiongraft.methods.point_bridge.small import load_policy
 from visiongraft.robots.demonstrations import read_demonstrations
 from visiongraft.robots.environment import View
@@ -86,8 +86,6 @@ def test_a_served_policy_rolls_out_as_the_local_one(folder, capsys):
     [
         (("evaluate", "--weights", "{}/run/policy", "--tasks", "[tabletop/stack]"), "was trained on tabletop/put_on_plate"),
         (("evaluate", "--weights", "{}/nothing"), "holds no policy"),
-        (("evaluate",), "bundles no small policy yet"),
-        (("serve",), "bundles no small policy yet"),
         (("evaluate", "--weights", "{}/run/policy", "--execute", "soon"), "ensemble or a number"),
         (("evaluate", "--weights", "{}/run/policy", "--perception", "smell"), "perception"),
         (("evaluate", "--weights", "{}/run/policy", "--pairs", "[7]", "--episodes", "1"), "pair"),
@@ -98,6 +96,8 @@ def test_a_served_policy_rolls_out_as_the_local_one(folder, capsys):
         (("collect", TASK, "--camera", "ceiling", "--output", "{}/x.hdf5"), "ceiling"),
         (("collect", TASK, "--output", "{}/x.zip"), ".hdf5"),
         (("generate", "[{}/none]"), "no file or folder"),
+        (("generate", "[{}]", "--pairs", "[2]", "--output", "{}/pairs"), "No source demonstrations are of pairs [2]; these are of 0."),
+        (("generate", "[{}]", "--num", "3", "--image_size", "[32, 32]", "--points", "64"), "was begun with another recipe"),
         (("train", "[{}/run]"), "no .hdf5 files"),
         (("train", "[{}/plate-0.hdf5]", "--held_out", "3"), "held out"),
         (("train", "[{}/plate-0.hdf5]", "--observed", "image"), "cameras"),
@@ -116,6 +116,19 @@ def test_a_truncated_file_of_demonstrations_is_named(folder, tmp_path, capsys):
     (tmp_path / "cut.hdf5").write_bytes(whole[: len(whole) // 2])
     assert run("train", f"[{tmp_path / 'cut.hdf5'}]", "--output", tmp_path / "run") == 2
     assert "cut.hdf5" in capsys.readouterr().err
+
+
+def test_image_and_cloud_policies_are_shown_by_default_what_they_were_trained_with(tmp_path, capsys):
+    common = ("--pairs", "[0]", "--num", 2, "--output", tmp_path / "plate-source.hdf5")
+    trained = ("--size", "tiny", "--steps", 2, "--logger", "none", "--output", tmp_path / "run")
+    rolled = ("--weights", tmp_path / "run" / "policy", "--pairs", "[0]", "--episodes", 1, "--max_steps", 2)
+    assert run("collect", TASK, *common, "--perception", "images", "--image_size", "[32, 32]") == 0
+    assert run("train", f"[{tmp_path}]", *trained, "--observed", "image", "--cameras", "[left]") == 0
+    assert run("evaluate", *rolled) == 0 and "0/1  (1 time out)" in capsys.readouterr().out
+    for perception, points, size in (("scene", 512, (120, 160)), ("aligned", 128, (120, 160)), ("stereo", 128, (480, 640))):
+        eyes = eyes_by_name(perception, size=None, points=None, camera="left", seed=0)
+        assert (eyes.points, eyes.size) == (points, size)
+    assert eyes_by_name("stereo", size=(8, 8), points=5, camera="left", seed=0) == Eyes("stereo", size=(8, 8), points=5)
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +176,7 @@ def test_perceive_puts_points_where_the_objects_are(scene, tmp_path, capsys, dep
         (("--right", "{}/right.png", "--clicks", "{mug: [10, 10]}"), "--baseline"),
         (("--depth", "{}/depth.png", "--camera_to_base", "[1, 2, 3]", "--clicks", "{mug: [10, 10]}"), "16 numbers"),
         (("--depth", "{}/depth.png", "--namer", "gemini"), "--instruction"),
+        (("--depth", "{}/depth.png", "--namer", "http://localhost:9/v1", "--instruction", "lift the mug"), "--namer_model"),
     ],
 )
 def test_perceive_says_what_is_missing(scene, tmp_path, capsys, words, message):

@@ -269,6 +269,7 @@ def test_bad_batches_are_refused():
 
 def test_a_policy_of_other_tasks_is_refused(tmp_path):
     folder = make_policy().save_pretrained(tmp_path / "policy")
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in (folder, *folder.rglob("*")))  # a server's user reads it too
     with pytest.raises(ValueError, match=r"trained on suite/a, not on suite/b; choose one of its tasks, or train it on these"):
         load(folder, tasks=["suite/a", "suite/b"])
 

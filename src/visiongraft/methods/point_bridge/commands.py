@@ -16,14 +16,14 @@ class RecordingOptions:
     """What is recorded beside the states, and by whom.
 
     Args:
-        pairs: instance pairs of a tabletop task, each in a file of its own (its number is added to the output's name); default: the
-            training pairs 0 to 3, and none for other suites
+        pairs: instance pairs of a tabletop task, each in a file of its own (its number is added to the output's name); default: to
+            collect the training pairs 0 to 3, and none for other suites; to generate those of the sources
         perception: points that are stored: simulator, aligned (moved to what the camera sees), random_camera (the same with the camera
             elsewhere in every episode), segmentation, stereo, plane, scene, or
             images for the camera's images alone
         camera: of aligned points, clouds and images
-        image_size: height and width of images in pixels
-        points: of every object, or of the scene
+        image_size: height and width of images in pixels; default: 120 160, of a stereo pair 480 640
+        points: of every object, or of the scene; default: 128, of a scene 512
         twin: record in the visually shifted twin
         workers: processes
         engine: local, processes or ray; default: local for one worker, processes for more
@@ -33,8 +33,8 @@ class RecordingOptions:
     pairs: list[int] | None = None
     perception: PerceptionName = "aligned"
     camera: str = "left"
-    image_size: tuple[int, int] = (120, 160)
-    points: int = 128
+    image_size: tuple[int, int] | None = None
+    points: int | None = None
     twin: bool = False
     workers: int = 1
     engine: Engine | None = None
@@ -86,7 +86,7 @@ class GenerateOptions(RecordingOptions):
 
     POSITIONAL: ClassVar[tuple[str, ...]] = ("sources",)
     sources: list[Path]
-    num: int = 25
+    num: int = 75
     output: Path | None = None
     preset: Literal["mimicgen", "mimiclabs"] = "mimiclabs"
     offset: tuple[int, int] = (2, 5)
@@ -199,7 +199,8 @@ class EvaluateOptions:
         perception: what the policy is shown; default: simulator points, in the twin segmentation; scene and images where the policy sees
             those
         camera: in use
-        image_size: height and width of its images in pixels
+        image_size: height and width of its images in pixels; default: 120 160, of a stereo pair 480 640, and what a policy on images was
+            trained with
         points: of every object; default: 128, of a scene 512
         episodes: of every task and pair
         execute: ensemble, or the number of actions of a chunk that are executed before the policy is asked again
@@ -221,7 +222,7 @@ class EvaluateOptions:
     camera_error: float = 0.0
     perception: PerceptionName | None = None
     camera: str = "left"
-    image_size: tuple[int, int] = (120, 160)
+    image_size: tuple[int, int] | None = None
     points: int | None = None
     episodes: int = 10
     execute: str = "ensemble"

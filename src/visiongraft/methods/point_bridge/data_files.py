@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from visiongraft.methods.point_bridge.commands import CollectOptions, GenerateOptions, RecordingOptions
-from visiongraft.methods.point_bridge.observing import Eyes
+from visiongraft.methods.point_bridge.observing import Eyes, eyes_by_name
 from visiongraft.robots.extras import require
 
 TRAINING_PAIRS = (0, 1, 2, 3)
@@ -48,10 +48,14 @@ def generate_files(options: GenerateOptions) -> int:
         raise ValueError(f"There are no source demonstrations (*-source.hdf5) in {', '.join(map(str, options.sources))}; collect some.")
     settings = replace(preset(options.preset).settings, trim_approach=options.trim)
     eyes = _eyes(options)
+    left_out: list[Any] = []
     for source in sources:
         with read_demonstrations(source) as file:
             arguments = file.environment_args
         known = {name: value for name, value in arguments.get("env_kwargs", {}).items() if name in ("pair", "distractors")}
+        if options.pairs is not None and known.get("pair") not in options.pairs:
+            left_out.append(known.get("pair"))
+            continue
         path = (options.output or source.parent) / f"{source.stem.removesuffix('-source')}.hdf5"
         if path.resolve() == source.resolve():
             path = path.with_stem(path.stem + "-generated")
@@ -70,6 +74,8 @@ def generate_files(options: GenerateOptions) -> int:
             engine=options.engine,
         )
         print(f"{made.path}  {made.successes} demonstrations, {made.success_rate:.0%} of {made.attempts} attempts")
+    if len(left_out) == len(sources):
+        raise ValueError(f"No source demonstrations are of pairs {options.pairs}; these are of {', '.join(map(str, left_out))}.")
     return 0
 
 
@@ -112,4 +118,4 @@ def _environment_options(pair: int | None, twin: bool) -> dict[str, Any]:
 
 
 def _eyes(options: RecordingOptions) -> Eyes:
-    return Eyes(options.perception, camera=options.camera, size=options.image_size, points=options.points, seed=options.seed)
+    return eyes_by_name(options.perception, size=options.image_size, points=options.points, camera=options.camera, seed=options.seed)

@@ -16,6 +16,7 @@ from visiongraft.robots.results import EvaluationResult
 from visiongraft.robots.rollout_episode import Recording
 from visiongraft.robots.rollouts import EvaluationTask, evaluate
 from visiongraft.studies import Figure, Report, Section, Table
+from visiongraft.studies.report import Cell
 
 _SEED = 20_260_125  # of starts that no study has seen
 _EPISODES = 6
@@ -108,7 +109,7 @@ def _episode(policy: PointBridgePolicy, twin: EvaluationResult, path: Path) -> F
 
 
 def _table(results: dict[str, EvaluationResult]) -> Table:
-    rows: list[list[str]] = []
+    rows: list[list[Cell]] = []
     for task in TABLETOP:
         rates = [EvaluationResult(tuple(e for e in result.episodes if e.task == task)) for result in results.values()]
         rows.append([_words(task), *(f"{rate.num_successes} of {len(rate.episodes)}" for rate in rates)])

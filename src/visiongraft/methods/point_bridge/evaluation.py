@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from visiongraft.methods.point_bridge.commands import EvaluateOptions, ServeOptions
 from visiongraft.methods.point_bridge.data_files import pairs_of
-from visiongraft.methods.point_bridge.observing import Eyes
+from visiongraft.methods.point_bridge.observing import eyes_by_name
 from visiongraft.methods.point_bridge.policy import PointBridgePolicy
 from visiongraft.methods.point_bridge.policy_files import PolicyCard
 from visiongraft.methods.point_bridge.small import load_policy
@@ -12,8 +12,6 @@ from visiongraft.robots.extras import require
 
 if TYPE_CHECKING:
     from visiongraft.robots.hosting import Backend
-
-SCENE_POINTS = 512
 
 
 def evaluate_policy(options: EvaluateOptions) -> int:
@@ -25,11 +23,11 @@ def evaluate_policy(options: EvaluateOptions) -> int:
     if options.video and options.output is None:
         raise ValueError("Videos need a folder; give --output.")
     policy, tasks, observed, identity = _policy(options)
-    eyes = Eyes(
+    eyes = eyes_by_name(
         options.perception or _default_perception(observed, options.twin),
+        size=options.image_size or _trained_size(policy, observed),
+        points=options.points,
         camera=options.camera,
-        size=options.image_size,
-        points=options.points or (SCENE_POINTS if observed == "scene" else 128),
         seed=options.seed,
     )
     extra: dict[str, Any] = {"twin": True} if options.twin else {}
@@ -94,6 +92,14 @@ def _policy(options: EvaluateOptions) -> tuple[Any, list[str], str, dict[str, An
     if not chosen:
         raise ValueError("The policy does not say which tasks it was trained on; name some with --tasks.")
     return policy, chosen, observed, {"policy": known}
+
+
+def _trained_size(policy: Any, observed: str) -> tuple[int, int] | None:
+    """Size of the images that a policy on images was trained with; a server does not tell."""
+    if observed != "image" or not isinstance(policy, PointBridgePolicy):
+        return None
+    side = policy.model.config.image_size
+    return side, side
 
 
 def _default_perception(observed: str, twin: bool) -> str:

@@ -16,11 +16,12 @@ from visiongraft.methods.point_bridge.plane_removal import PlaneRemoval
 from visiongraft.methods.point_bridge.simulated import InstancePointer, InstanceSegmenter, InstanceTracker
 from visiongraft.methods.point_bridge.tracking import PieceTracker, Tracker
 from visiongraft.robots.key_points import GripperKeyPoints, robot_key_points
+from visiongraft.robots.observers import UnseenError
 from visiongraft.robots.policy import Observation
 from visiongraft.robots.poses import invert_pose, transform_points
 
 
-class LostObjectError(ValueError):
+class LostObjectError(UnseenError):
     """An object has not been seen for too long; the robot would act on where it was."""
 
 
@@ -97,7 +98,8 @@ class SceneFilter:
         """Finds the objects in the first observation of an episode.
 
         Raises:
-            ValueError: no image, depth or calibration of the camera; a name or a place that is not found; an empty mask.
+            ValueError: no image, depth or calibration of the camera.
+            UnseenError: a name or a place that is not found; an empty mask.
         """
         view = frame_of(observation, self.camera, self.right_camera)
         self._rng = np.random.default_rng([self.seed, zlib.crc32(view.image.tobytes()), zlib.crc32(view.camera.camera_to_base.tobytes())])
@@ -114,7 +116,8 @@ class SceneFilter:
         """The observation with points.
 
         Raises:
-            ValueError: called before :meth:`reset`, or an object without any depth in the first frame.
+            ValueError: called before :meth:`reset`.
+            UnseenError: an object without any depth in the first frame.
             LostObjectError: an object has not been seen for more than ``max_stale`` frames.
         """
         if not self.names:
@@ -167,7 +170,7 @@ class SceneFilter:
             return points
         reason = f"its mask has {int(mask.sum())} pixels" if not seen else "none of its pixels has depth"
         if name not in self._last:
-            raise ValueError(f"{name!r} has no points in the first frame ({reason}); check the mask, the depth map and depth_range.")
+            raise UnseenError(f"{name!r} has no points in the first frame ({reason}); check the mask, the depth map and depth_range.")
         self._unseen[name] += 1
         if self.max_stale is not None and self._unseen[name] > self.max_stale:
             raise LostObjectError(f"{name!r} has not been seen for {self._unseen[name]} frames ({reason}); the episode stops here.")
@@ -178,14 +181,14 @@ def find_mask(frame: Frame, name: str, pointer: Pointer, segmenter: Segmenter) -
     """Mask of a named object.
 
     Raises:
-        ValueError: the pointer points at nothing, or the segmenter finds nothing there.
+        UnseenError: the pointer points at nothing, or the segmenter finds nothing there.
     """
     point = pointer(frame, name)
     if point is None:
-        raise ValueError(f"{name!r} is not found in the first image; make sure that it is in view, or click on it yourself.")
+        raise UnseenError(f"{name!r} is not found in the first image; make sure that it is in view, or click on it yourself.")
     mask = segmenter(frame, point)
     if not mask.any():
-        raise ValueError(
+        raise UnseenError(
             f"The mask of {name!r} at (u={point[0]:.0f}, v={point[1]:.0f}) is empty: there is no object at that pixel. Click on it."
         )
     return mask

@@ -19,6 +19,10 @@ depth. ``stereo``: the same with depth of a stereo pair by semi-global matching.
 simulator only says where they are in the first frame. ``scene``: the unfiltered cloud. ``images``: nothing is added."""
 
 
+_IMAGE_SIZE, _STEREO_SIZE = (120, 160), (480, 640)
+_OBJECT_POINTS, _SCENE_POINTS = 128, 512
+
+
 @dataclass(frozen=True)
 class Eyes:
     """How observations are made.
@@ -68,6 +72,25 @@ class Eyes:
     def observer_factory(self) -> "Callable[[RobotEnvironment], Observer] | None":
         """Gives an environment its observer; None where nothing is added. It can be sent to other processes."""
         return None if self.perception == "images" else partial(make_observer, self)
+
+
+def eyes_by_name(perception: str, *, size: tuple[int, int] | None, points: int | None, camera: str, seed: int) -> Eyes:
+    """Eyes of the command line: what is None is what suits the perception, the same where demonstrations are recorded and where policies
+    are rolled out.
+
+    Args:
+        perception: see :data:`PERCEPTIONS`.
+        size: height and width of images in pixels; None: 120 x 160, of a stereo pair 480 x 640 (disparities of few pixels tell no depth).
+        points: of every object, or of the scene; None: 128, of a scene 512.
+        camera: the camera in use.
+        seed: of everything that is drawn.
+
+    Raises:
+        ValueError: an unknown perception.
+    """
+    size = size or (_STEREO_SIZE if perception == "stereo" else _IMAGE_SIZE)
+    points = points if points is not None else _SCENE_POINTS if perception == "scene" else _OBJECT_POINTS
+    return Eyes(perception, camera=camera, size=size, points=points, seed=seed)
 
 
 def make_observer(eyes: Eyes, environment: "RobotEnvironment") -> Observer:

@@ -27,10 +27,10 @@ def perceive_files(options: PerceiveOptions) -> int:
     camera = _camera(options, image.shape[:2])
     right_image, right_camera, source = None, None, None
     if options.right is not None:
-        from visiongraft.methods.point_bridge.stereo import SemiGlobalMatcher, StereoDepth
+        from visiongraft.methods.point_bridge.stereo import SemiGlobalMatcher, StereoDepth, stereo_baseline
 
         right_image, right_camera = _pixels(options.right), _right_camera(options, camera)
-        source = StereoDepth(SemiGlobalMatcher())
+        source = StereoDepth(SemiGlobalMatcher.reaching(camera, stereo_baseline(camera, right_camera)))
     found = perceive(
         image,
         camera,
@@ -128,6 +128,8 @@ def _namer(options: PerceiveOptions) -> Any:
     if options.namer == "gemini":
         return chat_namer(GeminiChat(model=options.namer_model) if options.namer_model else GeminiChat())
     if options.namer.startswith(("http://", "https://")):
+        if not options.namer_model:
+            raise ValueError("An endpoint serves several models; name one with --namer_model.")
         return chat_namer(OpenAiChat(url=options.namer, model=options.namer_model, key_variable=options.namer_key))
     return chat_namer(TransformersChat.from_pretrained(options.namer))
 

@@ -62,7 +62,8 @@ def write_policy(folder: str | Path, model: PointBridgeModel, statistics: dict[s
         limits = {name: values.to_dict() for name, values in statistics.items()}
         (staging / "statistics.json").write_text(json.dumps(limits, indent=1) + "\n")
         (staging / "policy.json").write_text(json.dumps({"format": _FORMAT, **vars(card)}, indent=1) + "\n")
-        staging.chmod(0o755)  # mkdtemp makes folders private
+        for path in (staging, *staging.rglob("*")):  # mkdtemp makes folders private, and safetensors its files
+            path.chmod(0o755 if path.is_dir() else 0o644)
         if folder.exists():
             shutil.rmtree(folder)
         staging.rename(folder)

@@ -21,12 +21,8 @@ def load_policy(
         device: torch device.
 
     Raises:
-        FileNotFoundError: no such folder, no policy in it, or no bundled one.
+        FileNotFoundError: no such folder, or no policy in it.
         ValueError: a damaged policy, or one of other tasks.
     """
     folder = WEIGHTS / "policy" if str(weights) == "small" else Path(weights)
-    if str(weights) == "small" and not folder.is_dir():
-        raise FileNotFoundError(
-            "This version bundles no small policy yet; train one with visiongraft point_bridge study or train, and give its folder."
-        )
     return PointBridgePolicy.from_pretrained(folder, tasks=tasks, device=device)

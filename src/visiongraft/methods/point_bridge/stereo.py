@@ -1,5 +1,6 @@
 """Depth from a rectified pair of images: semi-global matching by OpenCV, or a stereo network behind a callable (FoundationStereo)."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -14,6 +15,9 @@ from visiongraft.geometry.lifting import depth_from_disparity
 from visiongraft.methods.point_bridge.frames import Frame, resize_camera
 from visiongraft.robots.cameras import Camera
 from visiongraft.robots.extras import require
+
+NEAREST = 0.25
+"""Metres from which on :meth:`SemiGlobalMatcher.reaching` finds things."""
 
 StereoMatcher = Callable[[UInt8[np.ndarray, "height width 3"], UInt8[np.ndarray, "height width 3"]], Float[np.ndarray, "height width"]]
 """Maps (left, right) to the disparity in pixels of every left pixel; NaN, infinity or a number <= 0 where it found none."""
@@ -84,7 +88,8 @@ class SemiGlobalMatcher:
     """OpenCV's StereoSGBM with a left-right check.
 
     Args:
-        disparities: largest disparity in pixels, a multiple of 16: focal length x baseline / nearest depth must be below it.
+        disparities: largest disparity in pixels, a multiple of 16: focal length x baseline / nearest depth must be below it, and what is
+            nearer is not found; :meth:`reaching` computes it.
         block: side of the windows that are compared, odd.
         consistency: pixels by which the disparities of the two views may differ.
         enlarge: factor by which images are enlarged first; small images have disparities of a few pixels, of which OpenCV resolves
@@ -104,6 +109,24 @@ class SemiGlobalMatcher:
                 f"StereoSGBM takes disparities that are a multiple of 16, an odd block and a factor of at least 1; got {self.disparities}, "
                 f"{self.block} and {self.enlarge}."
             )
+
+    @classmethod
+    def reaching(cls, camera: Camera, baseline: float, nearest: float = NEAREST, **options: Any) -> "SemiGlobalMatcher":
+        """A matcher that searches far enough for things as near as ``nearest`` metres, at the camera's resolution.
+
+        Args:
+            camera: left one of the pair.
+            baseline: metres between the two.
+            nearest: metres; twice as near takes twice as long. The search never goes beyond the image's width.
+            options: other arguments of the class.
+
+        Raises:
+            ValueError: a baseline or a distance that is not positive.
+        """
+        if not (baseline > 0 and nearest > 0):
+            raise ValueError(f"baseline and nearest must be positive, in metres; got {baseline} and {nearest}.")
+        largest = min(camera.intrinsics[0, 0] * baseline / nearest, camera.size[1]) * options.get("enlarge", 1)
+        return cls(disparities=max(1, math.ceil(largest / 16)) * 16, **options)
 
     def __call__(
         self, left: UInt8[np.ndarray, "height width 3"], right: UInt8[np.ndarray, "height width 3"]

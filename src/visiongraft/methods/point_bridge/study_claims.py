@@ -1,4 +1,8 @@
-"""The study's claims. All values are success rates in [0, 1]; a point is 0.01. The rules were written before anything was measured."""
+"""The study's claims. All values are success rates in [0, 1]; a point is 0.01.
+
+The rules were written before anything was measured, but for one that was made stricter afterwards: zero-shot transfer asks that a baseline
+works in simulation, since one that fails there says nothing of transfer.
+"""
 
 from visiongraft.methods.point_bridge.study_cells import CAMERA_ERRORS, CLEAR, FEWER_POINTS, NEW_PAIR, SIMULATION, TWIN
 from visiongraft.methods.point_bridge.study_policies import CO_TRAINED, IMAGE, POINTS, SCENE, SINGLE
@@ -36,7 +40,8 @@ def study_claims(results: Results) -> list[Claim]:
 def zero_shot_transfer(results: Results) -> Claim:
     """Points against the stronger of image and scene cloud, in every seed."""
     points = rates(results, POINTS, TWIN)
-    baseline = tuple(map(max, zip(rates(results, IMAGE, TWIN), rates(results, SCENE, TWIN), strict=True)))
+    stronger = lambda cell: tuple(map(max, zip(rates(results, IMAGE, cell), rates(results, SCENE, cell), strict=True)))
+    baseline = stronger(TWIN)
     simulated = ", ".join(f"{name} {pooled(results, name, SIMULATION)}" for name in (POINTS, IMAGE, SCENE))
     return Claim(
         name="zero-shot transfer",
@@ -45,8 +50,8 @@ def zero_shot_transfer(results: Results) -> Claim:
         quantity=f"success in the twin: the stronger of image and scene cloud, against points (in simulation: {simulated})",
         without=baseline,
         with_graft=points,
-        held=all(p >= b + TRANSFER for p, b in zip(points, baseline, strict=True)),
-        rule="at least 0.20 more, in every seed",
+        held=all(p >= b + TRANSFER for p, b in zip(points, baseline, strict=True)) and _mean(stronger(SIMULATION)) >= WORKS,
+        rule="at least 0.20 more, in every seed, and a baseline of at least 0.40 in simulation, mean over seeds",
     )
 
 

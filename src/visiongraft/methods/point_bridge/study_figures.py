@@ -29,7 +29,8 @@ def draw_figures(folder: Path, results: Results) -> list[Figure]:
         title="An episode in the twin",
         path=EPISODE_PICTURE,
         alt="Frames of an episode of the points policy in the twin",
-        caption="The policy on points, trained in simulation only, with the filtered points that it acted on.",
+        caption="The policy on points, trained in simulation only, with the filtered points that it acted on. It "
+        f"{'succeeded' if results[0]['pictures']['success'] else 'failed'} here.",
     )
     return [twin, episode, _policy_plot(folder / "policies.png", results), _curves(folder / "curves.png", results)]
 

@@ -15,6 +15,7 @@ from visiongraft.methods.point_bridge.policy import PointBridgePolicy
 from visiongraft.methods.point_bridge.study_data import CAMERA, twin_eyes
 from visiongraft.methods.point_bridge.study_options import StudyBudget
 from visiongraft.robots.cameras import Camera
+from visiongraft.robots.environment import RobotEnvironment
 from visiongraft.robots.environments import make_environment
 from visiongraft.robots.policy import Observation
 from visiongraft.robots.rollout_episode import EpisodeRules, EpisodeSlot, EpisodeSpec, Recording, Waiting
@@ -57,26 +58,38 @@ def _seen(eyes: Eyes, start: np.ndarray, look: int, task: str, **options: Any) -
 
 
 def episode_sheet(policy: PointBridgePolicy, task: str, pair: int, start: int, budget: StudyBudget, seed: int, path: Path) -> bool:
-    """Rolls one episode out in the twin and writes frames of it; returns whether it succeeded."""
-    eyes = replace(twin_eyes(budget, seed), size=_SIZE)
+    """Rolls one episode out in the twin as the study does and writes larger frames of it; returns whether it succeeded."""
+    eyes = twin_eyes(budget, seed)
     rules = EpisodeRules(convention=policy.convention, max_steps=budget.max_steps)
-    slot = EpisodeSlot(rules, make_environment, eyes.observer_factory, eyes.view, Recording())
+    environments: list[RobotEnvironment] = []
+
+    def watched(environment: RobotEnvironment) -> Any:
+        environments.append(environment)
+        return make_observer(eyes, environment)
+
+    slot = EpisodeSlot(rules, make_environment, watched, eyes.view, Recording())
     policy.reset()
     event = slot.start(EpisodeSpec(label=task, task=task, options={"pair": pair, "twin": True}, index=0, seed=start))
-    observations: list[Observation] = []
+    moments: list[Panel] = []
     while isinstance(event, Waiting):
-        observations.append(event.observation)
+        moments.append(_panel(event.observation | _larger(environments[-1])))
         event = slot.advance(policy.act(event.observation))
     slot.close()
-    if not observations:
+    if not moments:
         raise ValueError(f"The episode to be shown ended before its first step: {event.result.detail}")
-    shown = np.unique(np.linspace(0, len(observations) - 1, _FRAMES).round().astype(int)).tolist()
-    panels = [_panel(observations[index]) for index in shown]
+    shown = np.unique(np.linspace(0, len(moments) - 1, _FRAMES).round().astype(int)).tolist()
+    panels = [moments[index] for index in shown]
     titles = [f"step {index}" for index in shown]
     columns = -(-len(panels) // 2)
     rows = [slice(0, columns), slice(columns, None)] if len(panels) > 1 else [slice(0, 1)]
     _sheet([panels[row] for row in rows], [titles[row] for row in rows], path)
     return event.result.success
+
+
+def _larger(environment: RobotEnvironment) -> Observation:
+    """The camera's image at the size that is shown."""
+    image = environment.render_view(CAMERA, ("images",), _SIZE)["images"]
+    return {"images": {CAMERA: image}, "cameras": {CAMERA: environment.camera(CAMERA, _SIZE)}}
 
 
 Panel = tuple[np.ndarray, list[Float[np.ndarray, "_ 2"]]]
