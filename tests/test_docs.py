@@ -53,7 +53,7 @@ def test_every_page_of_the_navigation_exists_and_every_page_is_in_it():
     assert listed == {str(page.relative_to(ROOT / "docs")) for page in PAGES if page.name != "README.md"}
 
 
-@pytest.mark.parametrize("method", ["feature_smoothing", "panorama", "point_bridge"])
+@pytest.mark.parametrize("method", ["feature_smoothing", "panorama", "point_bridge", "action_mesh"])
 def test_the_study_in_the_documentation_is_the_bundled_one(method):
     bundled = ROOT / f"src/visiongraft/methods/{method}/weights/study"
     shown = ROOT / f"docs/methods/{method}_study"

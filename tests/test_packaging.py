@@ -61,7 +61,7 @@ def test_package_files_that_are_not_python_ship_beside_the_code():
     assert (package / "methods" / "panorama" / "templates" / "viewer.html.j2").is_file()
 
 
-@pytest.mark.parametrize("method", ["feature_smoothing", "panorama", "point_bridge"])
+@pytest.mark.parametrize("method", ["feature_smoothing", "panorama", "point_bridge", "action_mesh"])
 def test_bundled_weights_of_a_method_are_safetensors_of_at_most_8_mebibytes(method):
     weights = ROOT / "src" / "visiongraft" / "methods" / method / "weights"
     files = [file for file in weights.rglob("*") if file.is_file() and "study" not in file.parts]

@@ -248,7 +248,8 @@ def _table(made: list[_Made]) -> Table:
         columns=["clip", "made by", "CD-3D", "CD-4D", "CD-M", "side kept", "vertices"],
         rows=rows,
         note="CD-3D aligns every frame by itself, CD-4D all as the first; CD-M follows vertices; smaller is better. Side kept: frames in "
-        "which the tail is on the side that the first frame says, of those where it is clear. The animated mesh is moved from the true one in the first frame, that of single frames is not. "
+        "which the tail is on the side that the first frame says, of those where it is clear. The animated mesh is moved "
+        "from the true one in the first frame, that of single frames is not. "
         "Two clips say little; the study has more.",
     )
 
