@@ -92,7 +92,7 @@ def everything(*folders: Path) -> dict[Path, int]:
         ((CLIP, "--output", "{bad}/taken.glb", "--formats", "[glb, obj]"), "holds other files than an OBJ sequence"),
         ((BALL, "--text", "x", *VIDEO, "--output", BALL), "would overwrite the input"),
         ((CLIP, "--weights", "{bad}/absent"), "There is no"),
-        ((CLIP, "--weights", "{bad}/swapped"), "holds a denoiser, but a autoencoder is needed here"),
+        ((CLIP, "--weights", "{bad}/swapped"), "holds a denoiser, but an autoencoder is needed here"),
         ((CLIP, "--weights", "{bad}/partial"), "holds no autoencoder"),
         ((CLIP, "--formats", "[fbx]"), "'turntable'"),
     ],

@@ -1,5 +1,6 @@
 """The command line from files to files: every mode on a real video and a real textured GLB, with tiny random weights."""
 
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -156,6 +157,7 @@ def test_motion_transfer_says_how_the_mesh_was_turned(place, tmp_path, capsys):
     found = read_animated_glb(tmp_path / "a.glb")
     assert torch.allclose(found.vertices[0], turned, atol=1e-4) and len(found.vertices) == 3
     assert animate(place, place / "clip.mp4", *words, "-o", tmp_path / "b.glb") == 0
+    assert re.search(r"turned by (0|90|180|270) degrees", capsys.readouterr().err)  # what the search found, none too
 
 
 def test_a_known_animation_goes_on_and_stays(place, tmp_path):
@@ -224,6 +226,9 @@ def test_a_picture_becomes_a_mesh(place, tmp_path, capsys):
     assert 4 <= len(meshes[0].faces) <= 110
     assert all(torch.allclose(meshes[0].vertices, other.vertices, atol=1e-5) for other in meshes[1:])
     assert read_image(tmp_path / "a.png").shape[-1] > 6 * 40
+    words = ("--base", place / "weights", *words[2:])  # in place of the small weights
+    assert run("image-to-3d", place / "picture.png", "-o", tmp_path / "b.glb", *words) == 0
+    assert f"Made with {place / 'weights'}." in capsys.readouterr().err
 
 
 def test_view_makes_a_page_a_turntable_and_pictures(place, tmp_path, capsys):

@@ -59,6 +59,12 @@ def test_pipelines_find_their_parts(place, tmp_path):
     assert torch.equal(joined.dit.proj_in.weight, load_shape_pipeline(base).transformer.proj_in.weight)
     with pytest.raises(FileNotFoundError, match="VAST-AI/TripoSG"):
         load_pipeline(grafts)
+    # every part in the output of the run that trained it
+    for run_, part in (("vae", "vae"), ("base", "dit"), ("denoiser", "denoiser"), ("autoencoder", "autoencoder")):
+        (tmp_path / "runs" / run_).mkdir(parents=True)
+        (tmp_path / "runs" / run_ / run_).symlink_to(place / "weights" / part)
+    trained = load_pipeline(tmp_path / "runs")
+    assert torch.equal(trained.dit.proj_in.weight, joined.dit.proj_in.weight) and trained.image_encoder is toy_context
     # without stage 0 only given meshes move
     (tmp_path / "given").mkdir()
     for part in ("vae", "denoiser", "autoencoder"):

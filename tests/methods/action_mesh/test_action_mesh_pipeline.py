@@ -6,6 +6,7 @@ from tiny_action_mesh import QUICK, SMALL, ToyEncoder, box_with_seams, clip, tin
 
 from visiongraft.geometry.meshes import signed_volume
 from visiongraft.geometry.surfaces import Mesh
+from visiongraft.methods.action_mesh import blocks
 from visiongraft.methods.action_mesh.given_mesh import take_mesh
 from visiongraft.methods.action_mesh.guidance import PairGuidance
 from visiongraft.methods.action_mesh.latent_bank import TimeBank
@@ -249,6 +250,17 @@ def test_bad_input(models, pipeline):
         pipeline(clip(4), preset="slow")
     with pytest.raises(ValueError, match="'search' where there is a frame"):
         pipeline(clip(4), mesh, mesh_yaw="left", **SMALL)
+
+
+def test_a_window_too_large_for_the_cpu_is_refused_before_stage_0(pipeline, monkeypatch):
+    monkeypatch.setattr(blocks, "CPU_TOKENS", 31)
+    stages = []
+    with pytest.raises(ValueError, match="4 frames of 8 tokens are 32 tokens"):
+        pipeline(clip(7), on_stage=stages.append, **WINDOWS, **SMALL)
+    assert not stages
+    few = {"anchor_latents": torch.zeros(7, 4)}  # their number of tokens is everybody's
+    assert pipeline(clip(4), box_with_seams(), **few, **SMALL).latents.shape == (4, 7, 4)
+    assert len(pipeline(clip(4), box_with_seams(), force=True, **SMALL).vertices) == 4
 
 
 def test_bad_continuation(pipeline):

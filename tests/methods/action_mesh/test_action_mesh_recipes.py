@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from visiongraft.methods.action_mesh import denoiser_recipe as denoiser_recipe_module
 from visiongraft.methods.action_mesh.autoencoder_recipe import AutoencoderRecipe
 from visiongraft.methods.action_mesh.denoiser_recipe import DenoiserRecipe
 from visiongraft.methods.action_mesh.dit_recipe import BaseRecipe
+from visiongraft.methods.action_mesh.recipe_parts import held_out_groups
 from visiongraft.methods.action_mesh.train_options import SMALL
 from visiongraft.methods.action_mesh.training_inputs import FrozenEncoders, PictureEncoder
 from visiongraft.methods.action_mesh.vae_recipe import VAERecipe
@@ -168,6 +170,20 @@ def test_training_without_masked_generation_has_no_sources_and_validates_without
         recipe.held_out = Clips(items)
         assert recipe.validate(recipe.modules) == recipe.validate(recipe.modules)
         assert recipe.modules["denoiser"].seen[4].sum(1).tolist() == [known] * BATCH
+
+
+def test_validation_in_groups_of_clips_is_that_of_all_together(monkeypatch):
+    batch = batch_of()
+    recipe = denoiser_recipe()
+    recipe.modules["denoiser"].scale.data.fill_(1.0)
+    recipe.held_out = Clips([{name: values[index] for name, values in batch.items()} for index in range(BATCH)])
+    whole = recipe.validate(recipe.modules)["flow"]
+    two = lambda latents: held_out_groups(latents, 2 * FRAMES * TOKENS + 1)
+    assert [len(range(BATCH)[some]) for some in two(torch.zeros(BATCH, FRAMES, TOKENS, 3))] == [2] * (BATCH // 2) + [1] * (BATCH % 2)
+    monkeypatch.setattr(denoiser_recipe_module, "held_out_groups", two)
+    assert recipe.validate(recipe.modules)["flow"] == pytest.approx(whole, rel=1e-5)
+    assert len(recipe.modules["denoiser"].seen[0]) <= 2
+    assert held_out_groups(torch.zeros(3, 16, 65_536, 1)) == [slice(0, 1), slice(1, 2), slice(2, 3)]  # one at least
 
 
 def test_frame_numbers_of_the_data_are_used():

@@ -52,8 +52,8 @@ def animate_files(options: AnimateOptions) -> int:
     else:
         animation = job.of_generated(picture)
     assert clip.shown is not None  # every mode takes its frames through the clip
-    if animation.user_mesh is not None and (yaw := animation.user_mesh.yaw_deg):
-        _tell(f"The mesh was turned by {yaw:g} degrees about Y for the models, and back.")
+    if animation.user_mesh is not None and (animation.user_mesh.yaw_deg or _wanted_yaw(options, request) == "auto"):
+        _tell(f"The mesh was turned by {animation.user_mesh.yaw_deg:g} degrees about Y for the models, and back.")
     files = write_outputs(
         outputs,
         animation.vertices,
@@ -121,9 +121,7 @@ class _Job:
             return modes.animate_video(self.pipeline, frames, **call)
         if mode == "extrapolate":
             return modes.extrapolate(self.pipeline, frames, self._known(known, len(frames)), **call)
-        yaw = options.mesh_yaw
-        if yaw is None:
-            yaw = "auto" if mode == "motion-transfer" else 0.0
+        yaw = _wanted_yaw(options, self.request)
         call |= {"fit_scale": options.fit_scale, "mesh_yaw": "search" if yaw == "auto" else yaw}
         move = modes.transfer_motion if mode == "motion-transfer" else modes.animate_mesh
         return move(self.pipeline, str(self.request.mesh), frames, **call)
@@ -187,7 +185,7 @@ class _Job:
             )
         if options.anchor != 0:
             raise ValueError(f"The known meshes are those of the clip's first frames, so that the anchor is 0; got {options.anchor}.")
-        yaw = options.mesh_yaw or 0.0
+        yaw = _wanted_yaw(options, self.request)
         if yaw == "auto":
             assert self.clip.shown is not None
             yaw, _ = search_yaw(known.vertices[0], known.faces, self.clip.shown[0])
@@ -202,6 +200,12 @@ class _Job:
             seed=options.seed,
             path=path if path is not None and path.suffix.lower() == ".glb" else None,
         )
+
+
+def _wanted_yaw(options: AnimateOptions, request: Request) -> float | str:
+    """Degrees by which a given mesh is turned, or ``auto``."""
+    usual = "auto" if request.mode == "motion-transfer" else 0.0
+    return usual if options.mesh_yaw is None else options.mesh_yaw
 
 
 def _read_clip(request: Request, options: AnimateOptions) -> Float[Tensor, "frames 4 height width"]:

@@ -13,6 +13,7 @@ from visiongraft.methods.action_mesh.recipe_parts import (
     VALIDATION_TIMES,
     fixed_generator,
     held_out_batch,
+    held_out_groups,
     keep_context,
     noise_like,
     optimizer_of,
@@ -90,8 +91,12 @@ class DenoiserRecipe(Recipe):
         losses = []
         for time in VALIDATION_TIMES:
             sigma = torch.full((len(latents),), time, device=latents.device)
-            losses.append(self._loss(module, batch, latents, context, sigma, noise_like(latents, generator), mask))
-        return {"flow": float(torch.stack(losses).mean())}
+            noise = noise_like(latents, generator)
+            for some in held_out_groups(latents):
+                clips = {name: values[some] for name, values in batch.items()}
+                loss = self._loss(module, clips, latents[some], context[some], sigma[some], noise[some], mask[some])
+                losses.append(loss * len(latents[some]) / len(latents))  # a clip counts the same in every group
+        return {"flow": float(torch.stack(losses).sum() / len(VALIDATION_TIMES))}
 
     def _loss(
         self,

@@ -1,6 +1,7 @@
 """What ``image-to-3d`` does with files: a picture in, a mesh and a contact sheet out."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,7 +54,7 @@ def image_to_3d_files(options: "ImageTo3DOptions") -> int:
         image_encoder=options.image_encoder,
         low_memory=options.low_memory,
     )
-    print(weights_note(options), file=sys.stderr)
+    print(weights_note(replace(options, weights=_source(options))), file=sys.stderr)
     settings = preset_for(pipeline.transformer, shape_steps=options.steps, shape_guidance=options.guidance)
     shape = pipeline(
         picture,

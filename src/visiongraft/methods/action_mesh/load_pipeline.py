@@ -36,9 +36,9 @@ def load_pipeline(
     """The whole pipeline.
 
     Args:
-        source: ``small`` (bundled), or a folder or hub id that has a ``denoiser`` and an ``autoencoder``: of our training, of a pipeline
-            that was saved, or ActionMesh's own (``facebook/ActionMesh``). Where it has a ``vae`` and a ``dit`` (or ``base``) too,
-            those are taken.
+        source: ``small`` (bundled), or a folder or hub id that has a ``denoiser`` and an ``autoencoder``: of our training (one run's
+            output each, such as ``runs/action_mesh``), of a pipeline that was saved, or
+            ActionMesh's own (``facebook/ActionMesh``). Where it has a ``vae`` and a ``dit`` (or ``base``) too, those are taken.
         base: folder or hub id of the VAE and stage 0 where the source has none; default: TripoSG's.
         device: to compute on.
         dtype: of the weights; default: float32.
@@ -107,13 +107,18 @@ def load_shape_pipeline(
 
 
 def _has(folder: Path, *names: str) -> bool:
-    return any((folder / name / "config.json").is_file() for name in names)
+    return _home(folder, *names) is not None
+
+
+def _home(folder: Path, *names: str) -> Path | None:
+    """Where the first of these parts lies: in its own folder, or in that of the run that trained it (``vae/vae``)."""
+    places = (place for name in names for place in (folder / name, folder / name / name))
+    return next((place for place in places if (place / "config.json").is_file()), None)
 
 
 def _part(folder: Path, part: str, *names: str) -> Any:
     """A part from its own folder, so that another part in there is told by its kind."""
-    own = next((folder / name for name in names if (folder / name / "config.json").is_file()), folder)
-    return load_part(own, part)
+    return load_part(_home(folder, *names) or folder, part)
 
 
 def _of_base(source: str | Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from visiongraft.methods.action_mesh.animation import Animation
+from visiongraft.methods.action_mesh.blocks import refuse_on_cpu
 from visiongraft.methods.action_mesh.frames import check_num_frames
 from visiongraft.methods.action_mesh.given_mesh import MeshSource, into_box_of, take_mesh
 from visiongraft.methods.action_mesh.guidance import PairGuidance
@@ -163,6 +164,9 @@ class ActionMeshPipeline(Stagewise, DiffusionPipeline):
         tokens: int = self.denoiser.config.num_tokens_nominal if num_tokens is None else num_tokens
         run = _Run(preset_of(preset), seed, tokens, self.stage_device, precision, callback, cancel, on_stage)
         prepared = prepared_frames(frames)
+        if continue_from is None:  # before stage 0, which takes hours there
+            given_tokens = tokens if anchor_latents is None else len(anchor_latents)
+            refuse_on_cpu(run.device, max(map(len, windows)), given_tokens, force)
 
         run.begin("pictures")
         context = self._tokens(run, prepared) if image_context is None else image_context.to(run.device)

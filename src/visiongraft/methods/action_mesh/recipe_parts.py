@@ -11,6 +11,8 @@ from visiongraft.training import Optimizer
 
 TRAIN_TIMESTEPS = 1000
 VALIDATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
+VALIDATED_TOKENS = 1 << 16
+"""Latent tokens that a denoiser is validated on at a time: their activations must fit beside the optimiser's state."""
 
 
 def optimizer_of(module: str, settings: StageSettings) -> Optimizer:
@@ -48,6 +50,13 @@ def held_out_batch(samples: Dataset, module: nn.Module) -> dict[str, Tensor]:
     device = next(module.parameters()).device
     items = [samples[index] for index in range(len(samples))]  # pyright: ignore[reportArgumentType]
     return {name: values.to(device) for name, values in default_collate(items).items() if isinstance(values, Tensor)}
+
+
+def held_out_groups(latents: Float[Tensor, "batch frames tokens channels"], at_once: int = VALIDATED_TOKENS) -> list[slice]:
+    """Clips that are validated together: as many as have ``at_once`` latent tokens, and at least one."""
+    count, frames, tokens, _ = latents.shape
+    size = max(1, at_once // (frames * tokens))
+    return [slice(start, start + size) for start in range(0, count, size)]
 
 
 def fixed_generator(module: nn.Module, seed: int = 0) -> torch.Generator:

@@ -35,9 +35,13 @@ def load_part(source: str | Path, *parts: str) -> Any:
                 raise ValueError(f"{place}: {error}") from error
     wanted, here = " or ".join(parts), _part_of(folder)
     if here is not None:
-        raise ValueError(f"{folder} holds a {here}, but a {wanted} is needed here; give the folder of one.")
+        raise ValueError(f"{folder} holds {_article(here)}, but {_article(wanted)} is needed here; give the folder of one.")
     names = ", ".join(dict.fromkeys(name for part in parts for name in _FOLDERS[part]))
     raise FileNotFoundError(f"{folder} holds no {wanted}: there is no config.json of one in it, nor in its folder {names}.")
+
+
+def _article(part: str) -> str:
+    return f"{'an' if part[0] in 'aeiou' else 'a'} {part}"
 
 
 def _part_of(folder: Path) -> str | None:
