@@ -166,8 +166,40 @@ def test_lines_beside_the_triangles_of_a_template_go(tmp_path):
         gltf["meshes"][0]["primitives"].append({"attributes": dict(gltf["meshes"][0]["primitives"][0]["attributes"]), "mode": 1})
 
     source = rewritten(write_animated_glb(tmp_path / "lines.glb", vertices[:1], faces), add_lines)
-    path = write_animated_glb(tmp_path / "a.glb", vertices, faces, template=source)
+    with pytest.warns(UserWarning, match=r"lines.glb has primitives beside its triangles, which are left out: lines \(1\)\.$"):
+        assert torch.equal(read_animated_glb(source).faces, faces)
+    with pytest.warns(UserWarning, match=r"lines.glb: primitives .* are left out of the new file: lines \(1\)\.$"):
+        path = write_animated_glb(tmp_path / "a.glb", vertices, faces, template=source)
     assert problems(path) == []
+
+
+def test_strips_and_fans_beside_triangles_are_read_and_move(tmp_path):
+    """A square as two triangles, one as a strip of two pieces (its stitches are flat), a pentagon as a fan without indices."""
+    square = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0]], np.float32)
+    angles = np.arange(5) * 0.4 * np.pi
+    pentagon = np.stack([np.cos(angles) + 5, np.sin(angles), 0 * angles], 1).astype(np.float32)
+    builder = GlbBuilder({"asset": {"version": "2.0"}, "nodes": [{"mesh": 0}], "scenes": [{"nodes": [0]}]})
+    strip = np.concatenate([square, square + [2, 0, 0]])
+    parts = [(4, square, [0, 1, 2, 2, 1, 3]), (5, strip, [0, 1, 2, 3, 3, 4, 4, 5, 6, 7]), (6, pentagon, None)]
+    builder.gltf["meshes"] = [{"primitives": []}]
+    for mode, places, indices in parts:
+        primitive = {"mode": mode, "attributes": {"POSITION": builder.add_vectors(places)}}
+        if indices is not None:
+            primitive["indices"] = builder.add_indices(np.array(indices), len(places))
+        builder.gltf["meshes"][0]["primitives"].append(primitive)
+    source = write_glb(tmp_path / "mixed.glb", *builder.finish())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        still = read_animated_glb(source)
+        moved = still.vertices + torch.tensor([0.0, 0.0, 1.0]) * torch.arange(3)[:, None, None]
+        path = write_animated_glb(tmp_path / "a.glb", moved, still.faces, template=source)
+    a, b, c = still.vertices[0][still.faces].unbind(1)
+    normals = torch.linalg.cross(b - a, c - a)
+    assert len(still.faces) == 2 + 4 + 3 and bool((normals[:, 2] > 0).all())  # all seen from the same side, and none is flat
+    assert float(normals.norm(dim=-1).sum() / 2) == pytest.approx(3 + 2.5 * np.sin(0.4 * np.pi), rel=1e-5)
+    found = read_animated_glb(path)
+    assert torch.equal(found.faces, still.faces) and float((found.vertices - moved).abs().max()) < 1e-6
+    assert [primitive["mode"] for primitive in read_glb(path).gltf["meshes"][0]["primitives"]] == [4, 5, 6]
 
 
 def test_animations_and_skeletons_of_the_template_go_with_a_warning(textured, tmp_path):
@@ -277,6 +309,9 @@ def _set(value, *where):
         (_set(0, "meshes", 0, "primitives", 0, "mode"), "is a point cloud"),
         (_set(["KHR_draco_mesh_compression"], "extensionsRequired"), "uses Draco compression, which is not read"),
         (_set("other.bin", "buffers", 0, "uri"), "lies in another file"),
+        (_set("data:;base64,AAAAA", "buffers", 0, "uri"), r"a\.glb is corrupt: its buffer 0 is not base64 \("),
+        (_set("data:;base64,AA*A", "buffers", 0, "uri"), r"a\.glb is corrupt: its buffer 0 is not base64 \("),
+        (_set("data:;base64,ü", "buffers", 0, "uri"), r"a\.glb is corrupt: its buffer 0 is not base64 \("),
         (_set([{"channels": [{"sampler": 0}]}], "animations"), "its description is not glTF 2.0"),
         (_set({"version": "2.0"}, "nodes", 0, "children"), "corrupt"),
         (_set(None, "asset"), "has no 'asset'"),

@@ -6,6 +6,7 @@ template's own meshes, and its materials, pictures and texture coordinates stay 
 """
 
 import copy
+import itertools
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from visiongraft.media.glb import (
     Placement,
     accessor_array,
     is_triangles,
+    other_modes,
     placements,
     primitive_faces,
     read_glb,
@@ -80,6 +82,8 @@ def write_animated_glb(
         ValueError: no frames or faces, values that are not finite, faces beyond the vertices, times that do not increase, a corrupt
             template, or one with another number of vertices or other faces.
 
+    Warns of animations, skeletons, points and lines of the template that go.
+
     Source: ActionMesh brief, section 6 (export).
     """
     seconds = _checked_times(vertices, faces, fps, times)
@@ -111,8 +115,9 @@ def write_animated_glb(
 def read_animated_glb(path: str | Path) -> AnimatedMesh:
     """Reads a GLB with one morph animation, or none, as one mesh in world coordinates.
 
-    The triangles of all meshes follow each other in the order of the scene's nodes. Vertices are as stored: what a seam doubles stays
-    double. A mesh that does not move has one frame, at time 0. Skeletons are left out with a warning: the mesh is as it is stored.
+    The triangles (also of strips and fans) of all meshes follow each other in the order of the scene's nodes. Vertices are as stored:
+    what a seam doubles stays double. A mesh that does not move has one frame, at time 0. Skeletons, points and lines are left out with
+    a warning: the mesh is as it is stored.
 
     Returns:
         Vertices at the animation's key times (the middle values where it is cubic), faces, and times in seconds.
@@ -132,6 +137,9 @@ def read_animated_glb(path: str | Path) -> AnimatedMesh:
 
 def _read_animation(glb: Glb) -> AnimatedMesh:
     parts = _parts(glb)
+    shown = {placement.mesh for placement in placements(glb)}
+    if others := other_modes(itertools.chain(*(glb.gltf["meshes"][mesh].get("primitives", []) for mesh in shown))):
+        warnings.warn(f"{glb.name} has primitives beside its triangles, which are left out: {others}.", stacklevel=3)
     if any("skin" in glb.gltf["nodes"][part.placement.node] for part in parts):
         warnings.warn(f"{glb.name} has a skeleton, which is left out; the mesh is as it is stored.", stacklevel=3)
     times, weights = _morph_weights(glb)
@@ -158,7 +166,7 @@ def _parts(glb: Glb) -> list[_Part]:
         modes = {primitive.get("mode") for mesh in glb.gltf.get("meshes", []) for primitive in mesh.get("primitives", [])}
         if 0 in modes:
             raise ValueError(f"{glb.name} is a point cloud, not a mesh: it has points but no faces. Reconstruct a surface first.")
-        raise ValueError(f"{glb.name} has no faces: a mesh of triangles is needed (lines and triangle strips are not read).")
+        raise ValueError(f"{glb.name} has no faces: a mesh of triangles is needed (points and lines are not read).")
     return parts
 
 
@@ -220,6 +228,9 @@ def _without_motion(glb: Glb) -> dict[str, Any]:
     if gltf.pop("animations", None) or gltf.get("skins"):
         warnings.warn(f"{glb.name}: its own animations and skeletons are left out of the new file.", stacklevel=4)
     gltf.pop("skins", None)
+    mixed = [mesh["primitives"] for mesh in gltf.get("meshes", []) if any(map(is_triangles, mesh["primitives"]))]
+    if others := other_modes(itertools.chain(*mixed)):
+        warnings.warn(f"{glb.name}: primitives beside its triangles are left out of the new file: {others}.", stacklevel=3)
     used = set()
     for node in gltf.get("nodes", []):
         node.pop("skin", None)

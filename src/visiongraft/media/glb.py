@@ -7,7 +7,8 @@ the block. Axes are those of visiongraft's meshes: Y up, right-handed, counter-c
 import base64
 import json
 import struct
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,8 @@ MAGIC, VERSION = 0x46546C67, 2
 _JSON_CHUNK, _BINARY_CHUNK = 0x4E4F534A, 0x004E4942
 _TYPES = {5120: "i1", 5121: "u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 _WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
-_TRIANGLES = 4
+_TRIANGLES, _STRIP, _FAN = 4, 5, 6
+_OTHER_MODES = ("points", "lines", "line loops", "line strips")
 UNREADABLE = {  # what stores the geometry in another way
     "KHR_draco_mesh_compression": "Draco compression",
     "EXT_meshopt_compression": "meshopt compression",
@@ -115,7 +117,7 @@ def view_bytes(glb: Glb, view: int) -> bytes:
     """The bytes of one bufferView.
 
     Raises:
-        ValueError: a view that is not there or reaches beyond its buffer, or a buffer in another file.
+        ValueError: a view that is not there or reaches beyond its buffer, a buffer in another file, or one that is not base64.
     """
     entry = _entry(glb, "bufferViews", view)
     index = entry.get("buffer", 0)
@@ -123,13 +125,20 @@ def view_bytes(glb: Glb, view: int) -> bytes:
     if uri is None:
         block = glb.binary
     elif uri.startswith("data:") and ";base64," in uri:
-        block = base64.b64decode(uri.partition(";base64,")[2])
+        block = _decoded(glb, uri.partition(";base64,")[2], f"buffer {index}")
     else:
         raise ValueError(f"{glb.name}: buffer {index} lies in another file ({uri[:60]}); export the scene as one GLB.")
     start, size = entry.get("byteOffset", 0), entry.get("byteLength", 0)
     if start < 0 or size < 0 or start + size > len(block):
         raise ValueError(f"{glb.name} is corrupt: bufferView {view} reaches to byte {start + size:,} of a buffer of {len(block):,}.")
     return block[start : start + size]
+
+
+def _decoded(glb: Glb, text: str, what: str) -> bytes:
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)  # some writers break lines
+    except ValueError as error:
+        raise ValueError(f"{glb.name} is corrupt: its {what} is not base64 ({error}). Copy or export it again.") from error
 
 
 def accessor_array(glb: Glb, index: int) -> Shaped[np.ndarray, "count width"]:
@@ -225,25 +234,46 @@ def local_matrix(node: dict[str, Any]) -> Float[np.ndarray, "4 4"]:
 
 
 def triangle_primitives(glb: Glb, mesh: int) -> list[dict[str, Any]]:
-    """Primitives of a mesh that are triangles; points, lines and strips are left out."""
+    """Primitives of a mesh that are triangles, strips or fans; points and lines are left out, see :func:`other_modes`."""
     return [primitive for primitive in _entry(glb, "meshes", mesh).get("primitives", []) if is_triangles(primitive)]
 
 
 def is_triangles(primitive: dict[str, Any]) -> bool:
-    """Whether a primitive is separate triangles with positions."""
-    return primitive.get("mode", _TRIANGLES) == _TRIANGLES and "POSITION" in primitive.get("attributes", {})
+    """Whether a primitive is triangles, a strip or a fan of them, with positions."""
+    return _mode(primitive) in (_TRIANGLES, _STRIP, _FAN) and "POSITION" in primitive.get("attributes", {})
+
+
+def other_modes(primitives: Iterable[dict[str, Any]]) -> str:
+    """How many primitives have no triangles, by mode, such as ``points (1), lines (2)``; empty where all have."""
+    modes = Counter(mode for primitive in primitives if (mode := _mode(primitive)) not in (_TRIANGLES, _STRIP, _FAN))
+    names = dict(enumerate(_OTHER_MODES))
+    return ", ".join(f"{names.get(mode, f'unknown mode {mode}')} ({number})" for mode, number in sorted(modes.items()))
+
+
+def _mode(primitive: dict[str, Any]) -> int:
+    return primitive.get("mode", _TRIANGLES)
 
 
 def primitive_faces(glb: Glb, primitive: dict[str, Any], count: int) -> Int[np.ndarray, "f 3"]:
-    """Faces of a triangle primitive with ``count`` vertices.
+    """Faces of a triangle primitive with ``count`` vertices; of strips and fans without the flat ones that stitch their pieces.
 
     Raises:
         ValueError: indices that are no triangles, or beyond the vertices.
+
+    Source: glTF 2.0 specification, 3.7.2.1 (topology types).
     """
+    mode = _mode(primitive)
     if "indices" in primitive:
         indices = accessor_array(glb, primitive["indices"])[:, 0].astype(np.int64)
     else:
         indices = np.arange(count)
-    if len(indices) % 3 or (len(indices) and int(indices.max()) >= count):
+    if (mode == _TRIANGLES and len(indices) % 3) or (len(indices) and int(indices.max()) >= count):
         raise ValueError(f"{glb.name} is corrupt: {len(indices)} indices up to {int(indices.max())} for {count} vertices are no triangles.")
-    return indices.reshape(-1, 3)
+    if mode == _TRIANGLES:
+        return indices.reshape(-1, 3)
+    step = np.arange(len(indices) - 2)
+    odd = step % 2  # every other triangle of a strip runs the other way round
+    corners = [step, step + 1 + odd, step + 2 - odd] if mode == _STRIP else [step + 1, step + 2, 0 * step]
+    faces = indices[np.stack(corners, 1)]
+    a, b, c = faces.T
+    return faces[(a != b) & (b != c) & (c != a)]

@@ -1,3 +1,4 @@
+from copy import deepcopy
 from types import SimpleNamespace
 
 import pytest
@@ -136,6 +137,20 @@ def test_encoding_is_a_draw_from_the_posterior_of_surface_points(pipeline):
     # the tetrahedron's faces lie on planes n . x = 1 / (2 sqrt 3), and its normals are unit and point outward
     assert torch.allclose((points * normals).sum(-1), torch.full((500,), 0.5 / 3**0.5), atol=1e-5)
     assert torch.allclose(normals.norm(dim=-1), torch.ones(500), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_meshes_are_encoded_in_float32_by_weights_in_half_precision(pipeline, dtype):
+    vertices = torch.tensor([[0.5, 0.5, 0.5], [0.5, -0.5, -0.5], [-0.5, 0.5, -0.5], [-0.5, -0.5, 0.5]])
+    faces = torch.tensor([[0, 1, 2], [0, 3, 1], [0, 2, 3], [1, 3, 2]])
+    half = deepcopy(pipeline.vae).to(dtype)
+    rounded = deepcopy(half).float()  # the same weights
+    expected, direct = (encode_mesh(vae, vertices, faces, num_tokens=8, generator=seeded()) for vae in (rounded, pipeline.vae))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = encode_mesh(half, vertices, faces, num_tokens=8, generator=seeded())
+    assert got.dtype == torch.float32 and torch.allclose(got, expected, atol=1e-6)
+    assert torch.allclose(got, direct, atol=0.05)
+    assert {parameter.dtype for parameter in half.parameters()} == {dtype}
 
 
 def test_pipeline_is_the_composition_of_its_parts(pipeline, picture):

@@ -96,6 +96,23 @@ def test_released_layouts_make_one_pipeline(place, tmp_path, capsys):
         load_pipeline(base)
 
 
+def test_stage_0_of_a_local_actionmesh_is_the_bases(place, tmp_path, capsys, monkeypatch):
+    grafts, base = tmp_path / "ActionMesh", tmp_path / "base"
+    for folder, parts in ((grafts, ("denoiser", "autoencoder")), (base, ("vae", "dit"))):
+        folder.mkdir()
+        for part in parts:
+            (folder / part).symlink_to(place / "weights" / part)
+    words = ("image-to-3d", place / "picture.png", "--weights", grafts, "--steps", 1, "--resolution", 12)
+    assert run(*words, "-o", tmp_path / "none.glb") == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"{grafts} has no VAE and no stage 0; give a folder that has them as --base. (There is no VAST-AI/TripoSG" in told
+    assert run(*words, "--base", base, "-o", tmp_path / "given.glb") == 0
+    monkeypatch.setattr("visiongraft.methods.action_mesh.load_pipeline.TRIPOSG", str(base))
+    assert run(*words, "-o", tmp_path / "default.glb") == 0
+    assert f"Made with {base}." in capsys.readouterr().err
+    assert (tmp_path / "default.glb").read_bytes() == (tmp_path / "given.glb").read_bytes()
+
+
 def test_parts_of_different_trainings_are_refused(place, tmp_path):
     create("vae", "tiny", latent_channels=6).save_pretrained(tmp_path / "vae")
     for part in ("dit", "denoiser", "autoencoder"):

@@ -36,7 +36,7 @@ class ImageTo3DOptions(Weights, MattingOptions):
 
     Args:
         weights: small (bundled), a folder of a trained vae and dit, or VAST-AI/TripoSG or a folder of it
-        base: takes the place of the weights
+        base: takes the place of the weights; default where those are ActionMesh's, without a vae: VAST-AI/TripoSG
         masks: a picture, white where the object is
         image: picture of one object
         output: .glb, .obj or .ply; default: <image>-3d.glb. A contact sheet (.png) is written beside it

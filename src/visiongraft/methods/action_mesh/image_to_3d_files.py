@@ -14,12 +14,13 @@ from visiongraft.methods.action_mesh.animate_files import checked_device, weight
 from visiongraft.methods.action_mesh.clip_makers import Clip, make_matting
 from visiongraft.methods.action_mesh.contact_sheets import shape_sheet
 from visiongraft.methods.action_mesh.frames import read_frames
-from visiongraft.methods.action_mesh.load_pipeline import TRIPOSG, load_shape_pipeline
+from visiongraft.methods.action_mesh.load_pipeline import load_shape_pipeline, shape_source
 from visiongraft.methods.action_mesh.shape_latents import MAX_FACES
 from visiongraft.methods.action_mesh.small import preset_for, resolution_for, sees_silhouettes
 
 if TYPE_CHECKING:
     from visiongraft.methods.action_mesh.commands import ImageTo3DOptions
+    from visiongraft.methods.action_mesh.image_to_3d import ImageTo3DPipeline
 
 SUFFIXES = (".glb", ".obj", ".ply")
 _TOKENS = {True: 16, False: 2048}
@@ -47,14 +48,9 @@ def image_to_3d_files(options: "ImageTo3DOptions") -> int:
     ensure_writable_folder(output.parent)
     clip = Clip(make_matting(options, options.device))
     picture = clip.take(_read(options.image, options.masks))[0]
-    pipeline = load_shape_pipeline(
-        _source(options),
-        device=checked_device(options.device),
-        dtype=getattr(torch, options.dtype),
-        image_encoder=options.image_encoder,
-        low_memory=options.low_memory,
-    )
-    print(weights_note(replace(options, weights=_source(options))), file=sys.stderr)
+    source = shape_source(options.weights, options.base)
+    pipeline = _pipeline(source, options)
+    print(weights_note(replace(options, weights=source)), file=sys.stderr)
     settings = preset_for(pipeline.transformer, shape_steps=options.steps, shape_guidance=options.guidance)
     shape = pipeline(
         picture,
@@ -76,11 +72,19 @@ def _read(image: Path, masks: Path | None) -> torch.Tensor:
     return read_frames([image], None if masks is None else [masks], min_frames=1)
 
 
-def _source(options: "ImageTo3DOptions") -> str:
-    """Stage 0 is TripoSG's where the weights are ActionMesh's."""
-    if options.base is not None:
-        return options.base
-    return TRIPOSG if options.weights == "facebook/ActionMesh" else options.weights
+def _pipeline(source: str, options: "ImageTo3DOptions") -> "ImageTo3DPipeline":
+    try:
+        return load_shape_pipeline(
+            source,
+            device=checked_device(options.device),
+            dtype=getattr(torch, options.dtype),
+            image_encoder=options.image_encoder,
+            low_memory=options.low_memory,
+        )
+    except FileNotFoundError as error:
+        if source in (options.weights, options.base):
+            raise
+        raise FileNotFoundError(f"{options.weights} has no VAE and no stage 0; give a folder that has them as --base. ({error})") from error
 
 
 class _Progress:

@@ -106,6 +106,15 @@ def load_shape_pipeline(
     return _placed(pipeline, device, low_memory)
 
 
+def shape_source(weights: str, base: str | None = None) -> str:
+    """Where stage 0 of these weights lies: in the base where one is given, in TripoSG's where they are ActionMesh's grafts alone."""
+    if base is not None:
+        return base
+    folder = Path(weights).expanduser()
+    grafts = _has(folder, "denoiser", "autoencoder") and not _has(folder, "vae", *_STAGE_0)
+    return TRIPOSG if grafts or weights == "facebook/ActionMesh" else weights
+
+
 def _has(folder: Path, *names: str) -> bool:
     return _home(folder, *names) is not None
 

@@ -109,7 +109,10 @@ def encode_mesh(
     num_points: int = SURFACE_POINTS,
     generator: torch.Generator,
 ) -> Float[Tensor, "1 tokens channels"]:
-    """Latents of a mesh: a draw from the VAE's posterior of points on its surface, with face normals, in float32.
+    """Latents of a mesh: a draw from the VAE's posterior of points on its surface, with face normals.
+
+    The encoder computes in float32, also with weights in half precision and under autocast; the latents are float32, as they are in all
+    stages of the pipelines.
 
     Args:
         vae: ``TripoSGVAE``.

@@ -143,20 +143,22 @@ class TripoSGVAE(ModelMixin, ConfigMixin):
 
         Args:
             surface: points in [-1, 1]^3, spread evenly by area, beside their unit normals. Keep them in float32: half precision costs
-                1e-3 of the box.
+                1e-3 of the box. The encoder computes in float32 at least, whatever the dtype of its weights, and so is the answer.
             num_tokens: tokens of a latent set.
             generator: draws the points of which the tokens' are the farthest from each other.
             indices: the tokens' points, in place of choosing them; the same for all frames of a clip gives latents that correspond.
 
         Raises:
             ValueError: no tokens, or indices of another number of tokens.
+
+        Source: ActionMesh brief, 2.2 and pitfall 10.
         """
         if indices is None:
             indices = choose_points(surface, num_tokens, generator)
         elif indices.shape[1] != num_tokens:
             raise ValueError(f"indices choose {indices.shape[1]} points, but num_tokens is {num_tokens}.")
-        points = self._embed(surface[..., :3])
-        features = torch.cat([points, surface[..., 3:].to(points.dtype)], dim=-1)
+        points = self._embed(surface[..., :3], torch.promote_types(compute_dtype(self), torch.float32))
+        features = torch.cat([points, surface[..., 3:].to(points.dtype)], dim=-1)  # every layer computes in its input's dtype
         mean, logvar = self.quant(self.encoder(features, indices)).chunk(2, dim=-1)
         return Posterior(mean, logvar.clamp(-30.0, 20.0), indices)
 
@@ -180,7 +182,7 @@ class TripoSGVAE(ModelMixin, ConfigMixin):
             points: in [-1, 1]^3.
             chunk: points at a time; the result does not depend on it.
         """
-        return in_chunks(lambda piece: self.decoder(self._embed(piece), context), chunk, points)
+        return in_chunks(lambda piece: self.decoder(self._embed(piece, compute_dtype(self)), context), chunk, points)
 
     def forward(
         self, surface: Float[Tensor, "batch surface_points 6"], points: Float[Tensor, "batch points 3"], **options: Any
@@ -188,8 +190,8 @@ class TripoSGVAE(ModelMixin, ConfigMixin):
         """Logits of the surfaces' reconstructions from the mean of their latents; options are :meth:`encode`'s."""
         return self.query(self.decode_context(self.encode(surface, **options).mode()), points)
 
-    def _embed(self, points: Tensor) -> Tensor:
-        return point_features(points, self.config.embed_frequency, self.config.embed_include_pi).to(compute_dtype(self))
+    def _embed(self, points: Tensor, dtype: torch.dtype) -> Tensor:
+        return point_features(points, self.config.embed_frequency, self.config.embed_include_pi).to(dtype)
 
 
 def choose_points(
