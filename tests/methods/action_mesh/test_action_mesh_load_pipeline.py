@@ -10,7 +10,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 from tiny_files import write_inputs
 
 from visiongraft.cli import main
-from visiongraft.methods.action_mesh import small
 from visiongraft.methods.action_mesh.config import create
 from visiongraft.methods.action_mesh.load_pipeline import load_pipeline, load_shape_pipeline
 from visiongraft.methods.action_mesh.small import SMALL_PRESETS, preset_for
@@ -33,13 +32,10 @@ def place(tmp_path_factory):
     return write_inputs(tmp_path_factory.mktemp("action_mesh"))
 
 
-def test_small_weights_are_bundled_or_missed_plainly(monkeypatch, tmp_path, place, capsys):
-    monkeypatch.setattr(small, "WEIGHTS", tmp_path)
-    assert run("animate", place / "clip.mp4", "-o", tmp_path / "a.glb") == 2
-    assert "bundles no small weights yet; train them with visiongraft action_mesh study --bundle true" in capsys.readouterr().err
-    (tmp_path / "small").symlink_to(place / "weights")
+def test_the_bundled_weights_animate_a_clip_and_say_what_they_are(tmp_path, place, capsys):
     assert run("animate", place / "clip.mp4", "-o", tmp_path / "a.glb", "--max_frames", 2, *QUICK) == 0
     assert "16 x 16 silhouettes" in capsys.readouterr().err
+    assert (tmp_path / "a.glb").is_file()
 
 
 def test_pipelines_find_their_parts(place, tmp_path):

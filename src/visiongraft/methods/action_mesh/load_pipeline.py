@@ -13,7 +13,7 @@ from visiongraft.methods.action_mesh.pipeline import ActionMeshPipeline
 from visiongraft.methods.action_mesh.rectified_flow import RectifiedFlowScheduler
 from visiongraft.methods.action_mesh.released import ActionMeshModels, load
 from visiongraft.methods.action_mesh.released_files import local_folder
-from visiongraft.methods.action_mesh.small import sees_silhouettes, small_folder
+from visiongraft.methods.action_mesh.small import SMALL_FOLDER, sees_silhouettes
 from visiongraft.methods.action_mesh.toy_video import CONTEXT_DIM, toy_context
 from visiongraft.methods.action_mesh.trained_parts import load_part
 
@@ -53,7 +53,7 @@ def load_pipeline(
         FileNotFoundError: no such folder or hub id, parts that are missing, or no bundled weights.
         ValueError: pickles, damaged files, weights of another part, or parts that do not fit together.
     """
-    folder = small_folder() if str(source) == "small" else local_folder(source)
+    folder = SMALL_FOLDER if str(source) == "small" else local_folder(source)
     parts: dict[str, Any] = {}
     if _has(folder, "transformer") and not _has(folder, "denoiser"):
         raise ValueError(f"{folder} is TripoSG's folder, the base: give it as base, and ActionMesh's or your own as the weights.")
@@ -93,7 +93,7 @@ def load_shape_pipeline(
     Raises:
         FileNotFoundError, ValueError: see :func:`load_pipeline`.
     """
-    parts = _of_base(small_folder() if str(source) == "small" else source)
+    parts = _of_base(SMALL_FOLDER if str(source) == "small" else source)
     _cast(parts, dtype)
     extractor = parts.get("feature_extractor") if image_encoder is None else None
     pipeline = ImageTo3DPipeline(

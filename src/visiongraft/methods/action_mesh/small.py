@@ -8,6 +8,8 @@ from visiongraft.methods.action_mesh.presets import PRESETS, Preset
 from visiongraft.methods.action_mesh.toy_video import CONTEXT_DIM
 
 WEIGHTS = Path(__file__).parent / "weights"
+SMALL_FOLDER = WEIGHTS / "small"
+"""The bundled ``vae``, ``dit``, ``denoiser`` and ``autoencoder``."""
 SMALL_NOTE = (
     "Made with the bundled small weights, which see 16 x 16 silhouettes and were trained for minutes on procedural creatures. "
     "They show that everything works, not what your object deserves; --weights facebook/ActionMesh takes the authors'."
@@ -17,21 +19,6 @@ SMALL_PRESETS = {
     "fast": Preset(shape_steps=10, shape_guidance=2.0, steps=10, guidance=2.0, shift=1.0),
 }
 """As the study measures them. Source: ActionMesh brief, 9."""
-
-
-def small_folder() -> Path:
-    """Folder of the bundled weights: ``vae``, ``dit``, ``denoiser`` and ``autoencoder``.
-
-    Raises:
-        FileNotFoundError: this version bundles none.
-    """
-    folder = WEIGHTS / "small"
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            "This version bundles no small weights yet; train them with visiongraft action_mesh study --bundle true or train, and give "
-            "their folder, or --weights facebook/ActionMesh."
-        )
-    return folder
 
 
 def sees_silhouettes(model: Any) -> bool:

@@ -27,7 +27,8 @@ def draw_figures(folder: Path, results: Results) -> list[Figure]:
         alt="Rows of a clip's silhouettes, the true shapes, and the shapes of single frames and of both stages, seen obliquely from above",
         caption="The video looks along the depth axis, where a tail towards the viewer looks like one away from him; the meshes are seen "
         "from above. Shapes of single frames flip; from one noise they flip less often. Both stages are given the first "
-        "frame and should keep to its side; stage II moves one mesh, which suffers where stage I leaves it. The clip is the first, not chosen.",
+        "frame and should keep to its side; stage II moves one mesh, which suffers where stage I leaves it. The clip is "
+        "the first, not chosen.",
     )
     return [sheet, _bars(folder / BARS, results), _curves(folder / CURVES, results)]
 
