@@ -5,7 +5,7 @@ joined channels out by heads, so that the first heads' queries, keys and values 
 ``to_v``. Every module here computes in the dtype of its input: a checkpoint held in half precision can answer in float32.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, overload
 
 import torch
 from jaxtyping import Float
@@ -25,6 +25,8 @@ class KeysValues(NamedTuple):
 class Linear(nn.Linear):
     """A linear layer that computes in its input's dtype."""
 
+    _parameters: dict[str, Any]
+
     def forward(self, input: Tensor) -> Tensor:
         parts = self._parameters
         return F.linear(input, cast(parts["weight"], input.dtype), cast(parts["bias"], input.dtype))
@@ -32,6 +34,8 @@ class Linear(nn.Linear):
 
 class LayerNorm(nn.LayerNorm):
     """Layer norm (eps 1e-5, affine) whose statistics are float32 at least, with the output in its input's dtype."""
+
+    _parameters: dict[str, Any]
 
     def __init__(self, width: int) -> None:
         super().__init__(width, eps=1e-5)
@@ -63,6 +67,8 @@ class SelfAttention(nn.Module):
 
     Source: ActionMesh brief, 2.1.
     """
+
+    _modules: dict[str, Any]
 
     def __init__(self, width: int, num_heads: int, *, qk_norm: bool = False) -> None:
         super().__init__()
@@ -102,6 +108,8 @@ class CrossAttention(nn.Module):
     Source: ActionMesh brief, 2.1 and 2.2.
     """
 
+    _modules: dict[str, Any]
+
     def __init__(self, width: int, num_heads: int, context_dim: int, *, qk_norm: bool = False, norm_context: bool = False) -> None:
         super().__init__()
         self.num_heads, head_dim = num_heads, _head_dim(width, num_heads)
@@ -131,6 +139,10 @@ def _head_dim(width: int, num_heads: int) -> int:
     return width // num_heads
 
 
+@overload
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor: ...
+@overload
+def cast(x: None, dtype: torch.dtype) -> None: ...
 def cast(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """``x.to(dtype)`` without the call where there is nothing to do; small models are bound by calls."""
     return x if x is None or x.dtype is dtype else x.to(dtype)
@@ -152,14 +164,14 @@ def _normed(x: Tensor, norm: nn.Module | None) -> Tensor:
     return x if norm is None else norm(x)
 
 
-def _both_normed(queries_keys: Tensor, norm_q: nn.Module, norm_k: nn.Module) -> Tensor:
+def _both_normed(queries_keys: Tensor, norm_q: Any, norm_k: Any) -> Tensor:
     """Queries and keys (batch, tokens, heads, 2, head_dim), each by its norm."""
     if _taken_hold_of(norm_q) or _taken_hold_of(norm_k):
         return torch.stack([norm(part) for norm, part in zip((norm_q, norm_k), queries_keys.unbind(-2), strict=True)], dim=-2)
     return _rms_norm(queries_keys, torch.stack([norm_q._parameters["weight"], norm_k._parameters["weight"]]))
 
 
-def _joined(x: Tensor, *layers: nn.Module) -> Tensor:
+def _joined(x: Tensor, *layers: Any) -> Tensor:
     """Outputs of bias-free layers side by side: one product with the joined weights, which are far smaller than the activations.
 
     Layers that something took hold of (LoRA, quantisation, offloading hooks) are called as they are, since their weights do not tell all.

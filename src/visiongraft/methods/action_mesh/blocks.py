@@ -79,6 +79,8 @@ class Block(nn.Module):
     Source: ActionMesh brief, 2.1.
     """
 
+    _modules: dict[str, Any]
+
     def __init__(
         self,
         width: int,
@@ -126,7 +128,7 @@ class Block(nn.Module):
         """
         names, parts = self.names, self._modules
         if self.has_skip:
-            x = parts[names.skip_norm](parts[names.skip_linear](torch.cat([skip, x], dim=-1)))
+            x = parts[names.skip_norm](parts[names.skip_linear](torch.cat([skip, x], dim=-1)))  # pyright: ignore[reportArgumentType, reportCallIssue] it is given one
         if self.has_self:
             tokens = parts[names.self_norm](x)
             joined = tokens if frames == 1 else tokens.reshape(-1, frames * x.shape[1], x.shape[2])
@@ -159,7 +161,7 @@ def offloadable(method: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(method)
     def entrance(self: Any, *arguments: Any, **options: Any) -> Any:
         hook = getattr(self, "_hf_hook", None)
-        if hasattr(hook, "pre_forward"):
+        if hook is not None and hasattr(hook, "pre_forward"):
             hook.pre_forward(self)
         return method(self, *arguments, **options)
 

@@ -123,7 +123,8 @@ class TemporalAutoencoder(ModelMixin, ConfigMixin):
             raise ValueError(f"The latents have {channels} channels; this model has latent_channels={self.config.latent_channels}.")
         refuse_on_cpu(latents.device, frames, tokens, force)
         first, last = framestep.amin(dim=1), framestep.amax(dim=1)
-        pair = pair_features(*_relative(torch.stack([source, target]), first, last), self.config.width)[:, None]
+        source_alpha, target_alpha = _relative(torch.stack([source, target]), first, last)
+        pair = pair_features(source_alpha, target_alpha, self.config.width)[:, None]
         x, positions = self.post_quant(cast(latents, compute_dtype(self))).flatten(1, 2), framestep - first[:, None]
         spread = positions.repeat_interleave(tokens, dim=1)
         if not self.config.pair_in_queries:  # one pair token a frame, after all latents, at the position of its frame
