@@ -63,7 +63,7 @@ def demo(output: Path) -> Section:
             "The policy never sees an image: simulation and reality are both reduced to a few 3D points, on the gripper and on every "
             "object that matters. It learned from simulated demonstrations alone, and is rolled out below in simulation and in the twin, "
             "where colours, textures, light, friction and camera are others, three more objects stand on the table, and points are lifted "
-            "from noisy depth. The first figure, the videos and the first table were computed just now, by a policy of under 3 MB."
+            "from noisy depth. The first figure, the videos and the first table were computed just now, by a policy of 3 MB."
         ),
         figures=[_episode(policy, results["twin"], output / "episode.png"), *study.figures],
         tables=[_table(results), *study.tables],
